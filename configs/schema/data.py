@@ -1,0 +1,35 @@
+"""`data`: what the model learns from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from configs.schema.base import StrictModel
+
+
+class DataConfig(StrictModel):
+    """Training and validation data. Field names are those of Megatron-SWIFT where the meaning is the same."""
+
+    dataset: tuple[str, ...]
+    """Files of training rows, `path` or `path#N` for N rows of it: without replacement below its size, whole repeats
+    plus a random rest above. Rows hold `messages` (SFT) or `text` (PT)."""
+    val_dataset: tuple[str, ...] = ()
+    """Files of validation rows, as in `dataset`."""
+    split_dataset_ratio: float = Field(default=0.0, ge=0, lt=1)
+    """Fraction of the training rows set aside for validation, if `val_dataset` is empty."""
+    max_length: int = Field(default=2048, ge=8)
+    """Tokens: the longest sample."""
+    truncation_strategy: Literal["raise", "delete", "right"] = "raise"
+    """What happens to a longer sample: an error before training, left out (and counted), or cut at the end."""
+    model_name: str = ""
+    """Fills the placeholder `{{NAME}}` in the rows."""
+    model_author: str = ""
+    """Fills the placeholder `{{AUTHOR}}` in the rows."""
+    system: str | None = None
+    """System message put before conversations that have none; without it the chat template's own default stands."""
+    dataset_shuffle: bool = True
+    """Whether rows are drawn and ordered at random (by `data_seed` and the epoch)."""
+    data_seed: int = 42
+    """Seed of sampling, splitting and order."""

@@ -1,0 +1,67 @@
+"""A run: one YAML file, one frozen model. It is also the parameter of the Prefect flow, so the UI draws its form."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from configs.schema.base import StrictModel
+from configs.schema.convert import ConvertConfig, VerifyConfig
+from configs.schema.data import DataConfig
+from configs.schema.evaluate import EvaluateConfig
+from configs.schema.export import ExportConfig
+from configs.schema.launch import LaunchConfig
+from configs.schema.model import ModelConfig
+from configs.schema.select import SelectConfig
+from configs.schema.train import TrainConfig
+
+
+class RunConfig(StrictModel):
+    """Everything that one run needs: a base model, data, and what to do with them."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")
+    """Name of the run: lowercase letters, digits, `_`, `.`, `-`. Its report and result live under it in the store."""
+    model: ModelConfig
+    """The base model."""
+    convert: ConvertConfig = ConvertConfig()
+    """Hugging Face to megatron-core."""
+    verify: VerifyConfig = VerifyConfig()
+    """The proof behind convert and export."""
+    data: DataConfig
+    """Training and validation data."""
+    train: TrainConfig
+    """Training."""
+    select: SelectConfig = SelectConfig()
+    """Choice of the checkpoint."""
+    export: ExportConfig = ExportConfig()
+    """megatron-core to Hugging Face."""
+    evaluate: EvaluateConfig | None = None
+    """Evaluation in vLLM; left out if unset."""
+    launch: LaunchConfig = LaunchConfig()
+    """Where and how child processes run."""
+
+    @model_validator(mode="after")
+    def _layout_divides(self) -> Self:
+        problems = []
+        world_size, model_parallel_size = self.launch.nproc_per_node, self.train.model_parallel_size
+        if world_size % model_parallel_size:
+            problems.append(
+                f"launch.nproc_per_node ({world_size}) must be a multiple of tensor_model_parallel_size x "
+                f"pipeline_model_parallel_size ({model_parallel_size})"
+            )
+        else:
+            samples = self.train.micro_batch_size * self.data_parallel_size
+            if self.train.global_batch_size % samples:
+                problems.append(
+                    f"train.global_batch_size ({self.train.global_batch_size}) must be a multiple of micro_batch_size x "
+                    f"data parallel size ({self.train.micro_batch_size} x {self.data_parallel_size} = {samples})"
+                )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Copies of the model that train on different samples."""
+        return self.launch.nproc_per_node // self.train.model_parallel_size

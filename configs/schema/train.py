@@ -1,0 +1,103 @@
+"""`train`: parallel training on megatron-core. Field names are megatron-core's and Megatron-SWIFT's own."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from configs.schema.base import StrictModel
+
+
+class TrainConfig(StrictModel):
+    """One training run: method, layout, batch, schedule, precision, checkpoints."""
+
+    method: Literal["pt", "sft"] = "sft"
+    """`pt`: loss on all tokens of `text`; `sft`: loss on the assistant's tokens of `messages`."""
+    tuner_type: Literal["full"] = "full"
+    """Which parameters learn: all of them."""
+    backend: Literal["auto", "transformer_engine", "torch"] = "auto"
+    """Layer implementation. `auto` takes Transformer Engine where CUDA is there and it imports, else torch (SDPA)."""
+
+    tensor_model_parallel_size: int = Field(default=1, ge=1)
+    """Processes that share each layer's matrices (TP)."""
+    pipeline_model_parallel_size: int = Field(default=1, ge=1)
+    """Processes that the layers are divided over (PP)."""
+    sequence_parallel: bool = False
+    """Divide norms and residuals along the sequence over the TP group; needs TP of 2 or more (SP)."""
+    use_distributed_optimizer: bool = True
+    """Divide optimizer state over the data parallel group."""
+
+    micro_batch_size: int = Field(default=1, ge=1)
+    """Samples a data parallel rank computes at once."""
+    global_batch_size: int = Field(default=16, ge=1)
+    """Samples a step over all data parallel ranks; the rest is gradient accumulation."""
+    train_iters: int | None = Field(default=None, ge=1)
+    """Steps to train. Give this or `num_train_epochs`."""
+    num_train_epochs: float | None = Field(default=None, gt=0)
+    """Passes over the training rows. Give this or `train_iters`."""
+
+    lr: float = Field(default=1.0e-5, gt=0)
+    """Peak learning rate."""
+    min_lr: float = Field(default=0.0, ge=0)
+    """Learning rate at the end of the decay."""
+    lr_decay_style: Literal["constant", "linear", "cosine"] = "cosine"
+    """Shape of the decay after warm-up."""
+    lr_warmup_fraction: float | None = Field(default=None, ge=0, le=1)
+    """Fraction of all steps in which the rate rises linearly from zero. Give this or `lr_warmup_iters`."""
+    lr_warmup_iters: int = Field(default=0, ge=0)
+    """Steps in which the rate rises linearly from zero."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """AdamW's weight decay (not applied to biases and norms)."""
+    clip_grad: float = Field(default=1.0, ge=0)
+    """Largest gradient norm; longer gradients are scaled down. 0 turns clipping off."""
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of Adam's first moment."""
+    adam_beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of Adam's second moment."""
+    adam_eps: float = Field(default=1.0e-8, gt=0)
+    """Added to Adam's denominator."""
+    seed: int = 42
+    """Seed of all random numbers in training but the data's."""
+
+    torch_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Dtype of parameters and activations. With bfloat16 the optimizer keeps fp32 main weights."""
+    recompute_granularity: Literal["none", "selective", "full"] = "none"
+    """Which activations are computed again in the backward pass instead of kept."""
+    recompute_method: Literal["uniform", "block"] | None = None
+    """With `full`: recompute every `recompute_num_layers` layers (`uniform`) or only the first ones (`block`)."""
+    recompute_num_layers: int | None = Field(default=None, ge=1)
+    """Layers, see `recompute_method`."""
+
+    save_steps: int = Field(default=500, ge=1)
+    """Steps between two checkpoints; the last step is always saved."""
+    save_total_limit: int | None = Field(default=None, ge=2)
+    """Complete checkpoints kept, the one with the lowest validation loss among them; none are deleted if unset."""
+    eval_steps: int | None = Field(default=None, ge=1)
+    """Steps between two validation losses; `save_steps` if unset."""
+    logging_steps: int = Field(default=1, ge=1)
+    """Steps between two lines in `metrics.jsonl`."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = []
+        if (self.train_iters is None) == (self.num_train_epochs is None):
+            problems.append("give exactly one of train_iters and num_train_epochs")
+        if self.lr_warmup_fraction is not None and self.lr_warmup_iters:
+            problems.append("give only one of lr_warmup_fraction and lr_warmup_iters")
+        if self.min_lr > self.lr:
+            problems.append(f"min_lr ({self.min_lr}) must not exceed lr ({self.lr})")
+        if self.sequence_parallel and self.tensor_model_parallel_size == 1:
+            problems.append("sequence_parallel needs tensor_model_parallel_size of 2 or more")
+        if self.recompute_granularity == "full" and (not self.recompute_method or not self.recompute_num_layers):
+            problems.append("recompute_granularity: full needs recompute_method and recompute_num_layers")
+        if self.recompute_granularity != "full" and (self.recompute_method or self.recompute_num_layers):
+            problems.append("recompute_method and recompute_num_layers belong to recompute_granularity: full")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def model_parallel_size(self) -> int:
+        """Processes that one copy of the model takes."""
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size

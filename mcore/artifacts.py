@@ -1,0 +1,301 @@
+"""The artifact store: one folder an artifact, found by what it was made from, and there only when it is whole.
+
+    <store>/<kind>/<key>/             the artifact's files, and manifest.json, written last
+    <store>/.partial/<kind>-<key>/    what is being made; stays after a crash, so that a stage may go on from it
+    <store>/.locks/<kind>-<key>       held while an artifact is being made; the system frees it when its holder dies
+    <store>/.digests.json             SHA-256 of files by path, size and change times, so that nothing is read twice
+    <store>/runs/<name>/              logs, report and result of a run
+
+A folder without a valid manifest does not exist. A file counts as unchanged while its size, inode, modification and
+change times are the ones it had when it was last hashed; otherwise it is hashed again. `mcore-flows artifacts verify`
+hashes everything regardless.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from mcore.errors import ArtifactError, Problem
+from mcore.folders import fsync_path, write_durably
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactRef:
+    """What a task hands on instead of an artifact: small, and safe to show in a UI."""
+
+    kind: str
+    key: str
+    path: str
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What an artifact is and where it came from.
+
+    `files` maps relative paths to `{"size": bytes, "sha256": hex}`; `inputs` maps input names to `kind/key`;
+    `ingredients` is all that went into the key.
+    """
+
+    kind: str
+    key: str
+    files: Mapping[str, Mapping[str, Any]]
+    inputs: Mapping[str, str]
+    ingredients: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    versions: Mapping[str, str]
+    created: str
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Whether an artifact can be used, and if not, why."""
+
+    state: Literal["valid", "missing", "damaged"]
+    why: str = ""
+    manifest: Manifest | None = None
+
+
+def digest_of(ingredients: Mapping[str, Any]) -> str:
+    """Key of an artifact: SHA-256 of its ingredients as canonical JSON, 20 hexadecimal digits of it."""
+    text = json.dumps(ingredients, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class DigestCache:
+    """SHA-256 of files, remembered by path, size, inode, modification and change time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, Any] = {}
+        self._changed = False
+        try:
+            self._known = json.loads(path.read_text())
+        except (OSError, json.JSONDecodeError):
+            self._known = {}  # only a cache: what is not in it is computed
+
+    def digest(self, path: Path, *, fresh: bool = False) -> str:
+        """Digest of one file; `fresh` reads it even if it seems unchanged."""
+        stat = path.stat()
+        identity = [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
+        known = self._known.get(str(path))
+        if not fresh and known and known[0] == identity:
+            return str(known[1])
+        digest = file_digest(path)
+        self._known[str(path)] = [identity, digest]
+        self._changed = True
+        return digest
+
+    def moved(self, old: Path, new: Path) -> None:
+        """Tell that a file was renamed, so that it need not be read again. A rename may change the change time."""
+        _, digest = self._known.pop(str(old))
+        stat = new.stat()
+        self._known[str(new)] = [[stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns], digest]
+        self._changed = True
+
+    def save(self) -> None:
+        """Keep what was learnt; what another process saved meanwhile is merged in."""
+        if not self._changed:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{self._path}.lock"):
+            try:
+                others = json.loads(self._path.read_text())
+            except (OSError, json.JSONDecodeError):
+                others = {}
+            self._known = {path: entry for path, entry in (others | self._known).items() if Path(path).exists()}
+            write_durably(self._path, json.dumps(self._known))
+        self._changed = False
+
+
+class Store:
+    """The artifacts below one folder.
+
+    Args:
+        root: The folder; made on the first write, so that looking at an absent store writes nothing.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).absolute()
+        self.digests = DigestCache(self.root / ".digests.json")
+
+    def path(self, kind: str, key: str) -> Path:
+        """Where the artifact is, or will be."""
+        return self.root / kind / key
+
+    def partial(self, kind: str, key: str) -> Path:
+        """Where the artifact is made. The same path at every attempt, so that training resumes in it."""
+        return self.root / ".partial" / f"{kind}-{key}"
+
+    def run_dir(self, name: str) -> Path:
+        """Logs, report and result of a run."""
+        return self.root / "runs" / name
+
+    def status(self, kind: str, key: str, *, fresh: bool = False) -> Status:
+        """Whether the artifact is there and whole.
+
+        Args:
+            kind: Kind of artifact.
+            key: Its key.
+            fresh: Hash every file, also those that seem unchanged.
+        """
+        folder = self.path(kind, key)
+        try:
+            manifest = Manifest(**json.loads((folder / MANIFEST).read_text()))
+        except FileNotFoundError:
+            return Status("missing", "not made yet" if not folder.exists() else f"{MANIFEST} is missing")
+        except (OSError, TypeError, json.JSONDecodeError) as exc:
+            return Status("damaged", f"{MANIFEST} can't be read: {exc}")
+        if (manifest.kind, manifest.key) != (kind, key):
+            return Status("damaged", f"{MANIFEST} belongs to {manifest.kind}/{manifest.key}")
+        for name, entry in manifest.files.items():
+            file = folder / name
+            try:
+                if file.stat().st_size != entry["size"]:
+                    return Status("damaged", f"{name}: {file.stat().st_size} bytes, expected {entry['size']}")
+                if self.digests.digest(file, fresh=fresh) != entry["sha256"]:
+                    return Status("damaged", f"{name}: content changed since it was made")
+            except OSError as exc:
+                return Status("damaged", f"{name}: {exc.strerror}")
+        return Status("valid", manifest=manifest)
+
+    def find(self, kind: str, key: str) -> ArtifactRef | None:
+        """The artifact, if it is there and whole."""
+        status = self.status(kind, key)
+        return self.ref(status.manifest) if status.manifest else None
+
+    def ref(self, manifest: Manifest) -> ArtifactRef:
+        """The small reference that tasks hand on."""
+        return ArtifactRef(manifest.kind, manifest.key, str(self.path(manifest.kind, manifest.key)), manifest.metrics)
+
+    def commit(
+        self,
+        kind: str,
+        key: str,
+        *,
+        inputs: Mapping[str, str],
+        ingredients: Mapping[str, Any],
+        metrics: Mapping[str, Any],
+        versions: Mapping[str, str],
+        duration_s: float,
+        leave_out: tuple[str, ...] = (),
+    ) -> ArtifactRef:
+        """Turn the finished partial folder into the artifact: manifest last, then one rename.
+
+        Args:
+            kind: Kind of artifact.
+            key: Its key.
+            inputs: Artifacts it was made from, name to `kind/key`.
+            ingredients: All that went into the key.
+            metrics: Figures worth showing.
+            versions: Package versions and code commit.
+            duration_s: Seconds it took.
+            leave_out: Top-level names that are dropped before the commit (working files of the stage).
+
+        Raises:
+            ArtifactError: There is nothing to commit.
+        """
+        partial, folder = self.partial(kind, key), self.path(kind, key)
+        for name in leave_out:
+            target = partial / name
+            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        (partial / MANIFEST).unlink(missing_ok=True)
+        paths = sorted(path for path in partial.rglob("*") if path.is_file()) if partial.is_dir() else []
+        if not paths:
+            raise ArtifactError(f"{kind}/{key} can't be committed", [Problem(str(partial), "files", "none")])
+        files = {}
+        for path in paths:
+            digest = self.digests.digest(path, fresh=True)
+            fsync_path(path)
+            files[str(path.relative_to(partial))] = {"size": path.stat().st_size, "sha256": digest}
+        manifest = Manifest(
+            kind=kind,
+            key=key,
+            files=files,
+            inputs=dict(inputs),
+            ingredients=dict(ingredients),
+            metrics=dict(metrics),
+            versions=dict(versions),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            duration_s=round(duration_s, 3),
+        )
+        write_durably(partial / MANIFEST, json.dumps(asdict(manifest), indent=2))
+        for directory in {path.parent for path in paths}:
+            fsync_path(directory)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists():  # damaged, or we would not be here
+            damaged = partial.with_name(f"{partial.name}.damaged")
+            shutil.rmtree(damaged, ignore_errors=True)
+            folder.rename(damaged)
+            partial.rename(folder)
+            shutil.rmtree(damaged, ignore_errors=True)
+        else:
+            partial.rename(folder)
+        fsync_path(folder.parent)
+        for name in files:
+            self.digests.moved(partial / name, folder / name)
+        self.digests.save()
+        return self.ref(manifest)
+
+    @contextmanager
+    def lock(self, kind: str, key: str, *, timeout_s: float = -1) -> Iterator[None]:
+        """Hold the right to make an artifact. The lock is the kernel's (flock): a dead holder never blocks.
+
+        Raises:
+            ArtifactError: Another run held it for longer than `timeout_s`.
+        """
+        path = self.root / ".locks" / f"{kind}-{key}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=timeout_s)
+        except Timeout as exc:
+            raise ArtifactError(f"{kind}/{key} is being made by another run", [f"lock {path}"]) from exc
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def manifests(self) -> Iterator[Manifest]:
+        """All artifacts with a readable manifest, their files not checked."""
+        for file in sorted(self.root.glob(f"*/*/{MANIFEST}")):
+            try:
+                yield Manifest(**json.loads(file.read_text()))
+            except (OSError, TypeError, json.JSONDecodeError):
+                continue
+
+
+def folder_digest(digests: DigestCache, folder: Path, *, patterns: tuple[str, ...] = ("*",)) -> dict[str, str]:
+    """SHA-256 of each file directly in a folder that a stage reads, by name."""
+    names = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return {path.name: digests.digest(path) for path in sorted(names)}
+
+
+def publish_link(link: Path, target: Path) -> None:
+    """Point a symbolic link at a folder in one step, so that a reader sees the old target or the new one."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
+    temporary.rename(link)
+    fsync_path(link.parent)

@@ -1,0 +1,60 @@
+"""What every stage process shares: errors become a JSON file and an exit status, and nothing phones home.
+
+A stage is an ordinary command (`python -m mcore.bridge convert …`) that can be run by hand. Started by
+`mcore/launch.py`, it finds the path for its error document in `MCORE_FLOWS_ERROR_FILE`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from mcore.errors import EXIT_FAILED, PipelineError
+
+ERROR_FILE_VARIABLE = "MCORE_FLOWS_ERROR_FILE"
+
+QUIET_ENVIRONMENT = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Switches off the telemetry of Prefect, vLLM and the hubs' clients. None of these changes a result."""
+
+
+def run_as_child(main: Callable[[], None]) -> None:
+    """Call `main`, then end this process with the exit status of what happened.
+
+    A `PipelineError` is printed without a traceback (its text is written for people), any other exception with one.
+    Both are written to the error file if the parent asked for one.
+    """
+    os.environ.update(QUIET_ENVIRONMENT)
+    try:
+        main()
+    except PipelineError as error:
+        sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
+        _leave(error)
+    except Exception as exc:  # the one broad except of a stage: nothing may leave without an error document
+        traceback.print_exc()
+        _leave(
+            PipelineError(f"unexpected {type(exc).__name__}: {exc}", ["this is a defect; the log has the traceback"])
+        )
+
+
+def _leave(error: PipelineError) -> None:
+    error_file = os.environ.get(ERROR_FILE_VARIABLE)
+    # Under torchrun the first rank to fail speaks for all; the others usually fail because of it.
+    if error_file and not Path(error_file).exists():
+        temporary = Path(f"{error_file}.{os.getpid()}")
+        temporary.write_text(error.to_json())
+        temporary.rename(error_file)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    raise SystemExit(error.exit_status or EXIT_FAILED)
