@@ -1,0 +1,74 @@
+# mcore-flows: `make help` lists what there is.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3),python3.11)
+RUN ?= configs/runs/smollm2_135m_cpu.yaml
+
+# pip's own settings (an index, a cache, wheels on disk) are respected; nothing here names a host.
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help setup setup-gpu demo check fmt test test-faults test-gpu clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: .venv/.ready .venv-vllm/.ready  ## make both environments (Python 3.11; quick when nothing changed)
+
+setup-gpu:  ## the same for a CUDA machine: make setup-gpu PYTHON=python3.12
+	$(call require_python,3.11 or 3.12,(3\.11|3\.12))
+	$(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP_INSTALL) -r requirements/gpu.txt
+	.venv/bin/python $(PIP_INSTALL) --no-build-isolation -r requirements/gpu-build.txt
+	.venv/bin/python $(PIP_INSTALL) --no-deps --editable .
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python $(PIP_INSTALL) -r requirements/gpu-vllm.txt
+	.venv-vllm/bin/python $(PIP_INSTALL) --no-deps --editable .
+
+define require_python
+	@version=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || version="none"; \
+	[[ $$version =~ ^$(2)$$ ]] || { \
+	  echo "mcore-flows needs Python $(1); '$(PYTHON)' is $$version." >&2; \
+	  echo "Install it and name it: make $(or $(MAKECMDGOALS),setup) PYTHON=/path/to/python" >&2; exit 2; }
+endef
+
+.venv/.ready: requirements/cpu.txt requirements/dev.txt pyproject.toml
+	$(call require_python,3.11,3\.11)
+	@echo "Setting up .venv (pipeline and training) ..."
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/python $(PIP_INSTALL) -r requirements/cpu.txt -r requirements/dev.txt
+	@.venv/bin/python $(PIP_INSTALL) --no-deps --editable .
+	@touch $@
+
+.venv-vllm/.ready: requirements/vllm.txt pyproject.toml
+	$(call require_python,3.11,3\.11)
+	@echo "Setting up .venv-vllm (evaluation) ..."
+	@$(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/python $(PIP_INSTALL) torch==2.13.0
+	@.venv-vllm/bin/python $(PIP_INSTALL) --no-deps -r requirements/vllm.txt
+	@.venv-vllm/bin/python $(PIP_INSTALL) --no-deps --editable .
+	@touch $@
+
+demo: setup  ## the whole line on a real model: convert, prove, train, export, prove, evaluate
+	.venv/bin/mcore-flows run $(RUN)
+
+check: setup  ## format, lint, types, layers
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+fmt: setup  ## format and fix what can be fixed
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+test: setup  ## every test that fits in 15 minutes on 2 cores, no GPU needed
+	.venv/bin/pytest -m "not faults"
+
+test-faults: setup  ## kill -9 and damage, at every stage
+	.venv/bin/pytest -m faults
+
+test-gpu:  ## tests that need a CUDA device
+	.venv/bin/pytest tests/gpu
+
+clean:  ## remove both environments; the store and models stay
+	rm -rf .venv .venv-vllm
