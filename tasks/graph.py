@@ -1,0 +1,162 @@
+"""The stages of a run and their keys, all known before anything runs.
+
+A stage's key is the digest of its ingredients: its version, the fields of the run that it reads, the digests of the
+files that it reads, and the keys of its inputs. Since keys follow from keys, `mcore-flows plan` needs no artifact to
+say what a run would do, and a run that is started again finds what is already there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from configs.schema.run import RunConfig
+from mcore.artifacts import Store, digest_of, folder_digest
+
+if TYPE_CHECKING:
+    from mcore.sources.resolve import ResolvedSource
+
+LOCAL = "local"
+"""Kind of an input that is no artifact: a model folder of the user's own. Its key is the digest of its files."""
+
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+"""What is read of a local model folder: weights, their index, configs, tokenizer, chat template."""
+
+_EVALUATION = (
+    "evaluate.suite",
+    "evaluate.perplexity_dataset",
+    "evaluate.torch_dtype",
+    "evaluate.max_model_len",
+    "evaluate.max_tokens",
+    "evaluate.tensor_parallel_size",
+    "data.model_name",  # the placeholders in suite and rows are filled with these
+    "data.model_author",
+    "data.system",
+)
+
+_FILE_FIELDS = frozenset({"data.dataset", "data.val_dataset", "evaluate.suite", "evaluate.perplexity_dataset"})
+"""Fields that name files: their content goes into the key, their place does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One line of the graph.
+
+    Attributes:
+        name: Name of the stage in this graph.
+        kind: Kind of artifact it makes; stages of one kind run the same code.
+        inputs: Role of each input and the stage it comes from. A stage behind a proof has the proof as an input, so
+            that nothing unproven goes on.
+        reads: Groups and fields of the run that it reads, and nothing else. A group stands for all its fields.
+        version: Raised when the same ingredients would give another artifact than before.
+    """
+
+    name: str
+    kind: str
+    inputs: Mapping[str, str]
+    reads: tuple[str, ...] = ()
+    version: int = 1
+
+
+# fmt: off
+STAGES = (
+    Stage("fetch",          "fetch",    {}),
+    Stage("convert",        "convert",  {"hf": "fetch"}, ("convert",)),
+    Stage("verify_convert", "verify",   {"hf": "fetch", "mcore": "convert"}, ("verify",)),
+    Stage("train",          "train",    {"base": "convert", "proof": "verify_convert"},
+          ("data", "train", "launch.nproc_per_node")),
+    Stage("select",         "select",   {"trained": "train"}, ("select",)),
+    Stage("export",         "export",   {"trained": "train", "selection": "select"}, ("export",)),
+    Stage("verify_export",  "verify",   {"hf": "export", "mcore": "train", "selection": "select"}, ("verify",)),
+    Stage("evaluate_base",  "evaluate", {"model": "fetch"}, _EVALUATION),
+    Stage("evaluate_tuned", "evaluate", {"model": "export", "proof": "verify_export"}, _EVALUATION),
+    Stage("compare",        "compare",  {"base": "evaluate_base", "tuned": "evaluate_tuned"},
+          ("evaluate.min_pass_rate", "evaluate.max_regression")),
+)
+# fmt: on
+"""The whole line, each stage behind its inputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One stage of a particular run.
+
+    Attributes:
+        name: Name of the stage.
+        kind: Kind of its artifact.
+        key: Key of its artifact.
+        ingredients: All that went into the key.
+        inputs: `kind/key` of each input by its role; the kind `local` is a folder outside the store.
+    """
+
+    name: str
+    kind: str
+    key: str
+    ingredients: Mapping[str, Any] = field(repr=False)
+    inputs: Mapping[str, str]
+
+    @property
+    def artifact(self) -> str:
+        """`kind/key` of what it makes."""
+        return f"{self.kind}/{self.key}"
+
+
+def stages(run: RunConfig, source: ResolvedSource, store: Store) -> tuple[StagePlan, ...]:
+    """The stages of a run with their keys, in the order in which they run.
+
+    Args:
+        run: The run.
+        source: Its base model. A local folder needs no `fetch`.
+        store: Remembers the digests of files, so that large ones are read once.
+
+    Raises:
+        OSError: A file that the run names can't be read (`tasks/preflight.py` reports all of them before).
+    """
+    made: dict[str, str] = {}
+    plans = []
+    if source.path is not None:
+        files = folder_digest(store.digests, Path(source.path).absolute(), patterns=MODEL_FILES)
+        made["fetch"] = f"{LOCAL}/{digest_of(files)}"
+    for stage in STAGES:
+        evaluates = stage.kind in {"evaluate", "compare"}
+        if stage.name in made or (evaluates and run.evaluate is None):
+            continue
+        inputs = {role: made[name] for role, name in stage.inputs.items()}
+        ingredients: dict[str, Any] = {"stage": stage.kind, "version": stage.version, "inputs": inputs}
+        if stage.name == "fetch":
+            ingredients["source"] = source.identity
+        ingredients["config"] = {name: _ingredient(run, name, store) for name in fields_read(stage)}
+        plan = StagePlan(stage.name, stage.kind, digest_of(ingredients), ingredients, inputs)
+        made[stage.name] = plan.artifact
+        plans.append(plan)
+    return tuple(plans)
+
+
+def fields_read(stage: Stage) -> tuple[str, ...]:
+    """Dotted names of the single fields of a run that a stage reads."""
+    names: list[str] = []
+    for name in stage.reads:
+        if "." in name:
+            names.append(name)
+        else:
+            group = RunConfig.model_fields[name].annotation
+            names += [f"{name}.{field_name}" for field_name in group.model_fields]  # type: ignore[union-attr]
+    return tuple(names)
+
+
+def _ingredient(run: RunConfig, name: str, store: Store) -> Any:
+    group, _, field_name = name.partition(".")
+    value = getattr(run, group).model_dump(mode="json")[field_name]
+    if name not in _FILE_FIELDS:
+        return value
+    if isinstance(value, str):
+        return store.digests.digest(Path(value).absolute())
+    return [_dataset_ingredient(entry, store) for entry in value]
+
+
+def _dataset_ingredient(entry: str, store: Store) -> str:
+    """`path#N` with the file's digest in place of its path."""
+    path, hash_sign, count = entry.partition("#")
+    return store.digests.digest(Path(path).absolute()) + hash_sign + count
