@@ -1,0 +1,36 @@
+"""The placeholders `{{NAME}}` and `{{AUTHOR}}` of rows and suites, also written `{{ NAME }}`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+FIELD_OF = {"NAME": "data.model_name", "AUTHOR": "data.model_author"}
+"""The field of a run that fills each placeholder."""
+
+_PLACEHOLDER = re.compile(r"\{\{\s*(NAME|AUTHOR)\s*\}\}")
+
+
+def placeholder_values(model_name: str, model_author: str) -> dict[str, str]:
+    """The values of a run by placeholder; what the run leaves empty is left out."""
+    values = {"NAME": model_name, "AUTHOR": model_author}
+    return {name: value for name, value in values.items() if value}
+
+
+def placeholders_in(text: str) -> set[str]:
+    """Names of the placeholders that a text holds."""
+    return set(_PLACEHOLDER.findall(text))
+
+
+def fill_placeholders(text: str, values: Mapping[str, str], *, escape: Callable[[str], str] = str) -> str:
+    """The text with its placeholders replaced.
+
+    Args:
+        text: Any text; without placeholders it comes back unchanged.
+        values: What to put in, by placeholder name.
+        escape: Applied to each value, such as `re.escape` where the text is a regular expression.
+
+    Raises:
+        KeyError: The text has a placeholder that has no value.
+    """
+    return _PLACEHOLDER.sub(lambda match: escape(values[match[1]]), text)
