@@ -1,0 +1,126 @@
+"""megatron-core on a machine without CUDA: each function here bridges one thing it expects of a GPU.
+
+Nothing changes where CUDA is available. What is bridged is what training, checkpoints and inference of dense models
+use; a call that isn't bridged fails loudly inside torch ("Torch not compiled with CUDA enabled").
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+CPU = torch.device("cpu")
+_installed: ExitStack | None = None
+
+
+def install_cpu_backend() -> None:
+    """Bridge megatron-core's CUDA calls for the rest of this process. Does nothing if done already or CUDA is there."""
+    global _installed
+    if _installed is None and not torch.cuda.is_available():
+        _installed = ExitStack()
+        _enter_bridges(_installed)
+
+
+@contextlib.contextmanager
+def cpu_backend() -> Iterator[None]:
+    """Bridge megatron-core's CUDA calls inside the block only, and put everything back behind it."""
+    with ExitStack() as stack:
+        if _installed is None and not torch.cuda.is_available():
+            _enter_bridges(stack)
+        yield
+
+
+def _enter_bridges(stack: ExitStack) -> None:
+    for bridge in (current_device_is_cpu, no_device_queue, one_generator, no_false_rng_warning, CudaMeansCpu):
+        stack.enter_context(bridge())
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, **attributes: Callable[..., Any]) -> Iterator[None]:
+    before = {name: getattr(owner, name) for name in attributes}
+    try:
+        for name, value in attributes.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
+
+
+def current_device_is_cpu() -> AbstractContextManager[None]:
+    """Layers, buffers and p2p receive tensors are allocated on `torch.cuda.current_device()`."""
+    return _replaced(torch.cuda, current_device=lambda: CPU, set_device=lambda device: None)
+
+
+def no_device_queue() -> AbstractContextManager[None]:
+    """CPU work is done when a call returns: there is nothing to wait for, and no cache of the allocator to empty."""
+    return _replaced(torch.cuda, synchronize=lambda device=None: None, empty_cache=lambda: None)
+
+
+@contextlib.contextmanager
+def one_generator() -> Iterator[None]:
+    """The RNG tracker and activation recompute save and restore the GPU's generator: here that is the CPU's."""
+    # Its own module keeps private copies of torch's getter and setter, which reach for CUDA's generators directly.
+    tracker = importlib.import_module("megatron.core.tensor_parallel.random")
+
+    def get_state(device: Any = None, clone: bool = False, graph_safe: bool = False) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_state(new_state: torch.Tensor, device: Any = None, graph_safe: bool = False) -> None:
+        torch.set_rng_state(new_state)
+
+    public = {"get_rng_state": get_state, "set_rng_state": set_state, "manual_seed": torch.manual_seed}
+    with (
+        _replaced(torch.cuda, **public),
+        _replaced(torch.cuda.random, **public),
+        _replaced(tracker, _get_cuda_rng_state=get_state, _set_cuda_rng_state=set_state),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def no_false_rng_warning() -> Iterator[None]:
+    """The RNG tracker warns when the CPU's generator moves while a GPU's should. Here they are one and the same."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "CPU RNG state changed within GPU RNG context" not in record.msg
+
+    logger = logging.getLogger("megatron.core.tensor_parallel.random")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+
+
+class CudaMeansCpu(TorchFunctionMode):
+    """Optimizer and schedules ask for "cuda" by name: `device="cuda"`, `.cuda()`, `.to("cuda")`, `.type()`.
+
+    Torch switches function modes off inside a backward pass, so only what runs in forward, optimizer and checkpoints
+    can be bridged here. Backward takes its devices from `current_device`.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """Run one torch call with the device put right."""
+        kwargs = kwargs or {}
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            # The distributed optimizer sorts parameters by names such as torch.cuda.FloatTensor.
+            return func(*args).replace("torch.", "torch.cuda.", 1)
+        if "device" in kwargs and _is_cuda(kwargs["device"]):
+            kwargs = kwargs | {"device": CPU}
+        if func is torch.Tensor.to and len(args) > 1 and _is_cuda(args[1]):
+            args = (args[0], CPU, *args[2:])
+        return func(*args, **kwargs)
+
+
+def _is_cuda(device: Any) -> bool:
+    return device is not None and (isinstance(device, (str, torch.device)) and torch.device(device).type == "cuda")
