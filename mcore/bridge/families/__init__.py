@@ -1,0 +1,57 @@
+"""The architectures that can be converted. Importing this, or a family, does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any
+
+from mcore.bridge.rules import Family
+from mcore.errors import ConfigError, Problem
+
+SUPPORTED: Mapping[str, str] = MappingProxyType(
+    {
+        "LlamaForCausalLM": "llama",
+        "Qwen2ForCausalLM": "qwen2",
+        "Qwen3ForCausalLM": "qwen3",
+    }
+)
+"""Module name of the family by the class name in `config.json`'s `architectures`."""
+
+
+def family_of(architecture: str) -> Family:
+    """The family of a Hugging Face architecture.
+
+    Raises:
+        ConfigError: There is none. Names those that there are.
+    """
+    if architecture not in SUPPORTED:
+        raise ConfigError(
+            "the model's architecture is not supported",
+            [
+                Problem(
+                    "config.json: architectures",
+                    f"one of {', '.join(sorted(SUPPORTED))}",
+                    repr(architecture),
+                    "Choose a model of a supported architecture, or add a family (CONTRIBUTING.md).",
+                )
+            ],
+        )
+    family: Family = import_module(f"{__name__}.{SUPPORTED[architecture]}").FAMILY
+    return family
+
+
+def family_of_config(config: Mapping[str, Any]) -> Family:
+    """The family of the model that a Hugging Face `config.json` describes.
+
+    Raises:
+        ConfigError: It names no architecture, more than one, or one that is not supported.
+    """
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or len(architectures) != 1:
+        raise ConfigError(
+            "the model's architecture can't be told",
+            [Problem("config.json: architectures", "a list with one class name", repr(architectures))],
+        )
+    return family_of(str(architectures[0]))

@@ -1,0 +1,66 @@
+"""What the `config.json` of every dense decoder with RMSNorm, RoPE and a gated MLP means to megatron."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mcore.bridge.dims import ModelDims
+from mcore.errors import ConfigError, Problem
+
+
+def dense_transformer_config(
+    config: Mapping[str, Any], *, add_qkv_bias: bool = False, add_bias_linear: bool = False, qk_layernorm: bool = False
+) -> dict[str, Any]:
+    """Keyword arguments of megatron's `TransformerConfig`; everything left out keeps megatron's default.
+
+    Args:
+        config: Mapping of a Hugging Face `config.json`.
+        add_qkv_bias: Whether q, k and v have a bias.
+        add_bias_linear: Whether every linear layer has one.
+        qk_layernorm: Whether each head's query and key are normalised.
+
+    Raises:
+        ConfigError: The config asks for something that would be silently left out. Lists every such key.
+    """
+    dims = ModelDims.from_hf_config(config)
+    problems = _beyond_dense(config)
+    epsilon = config.get("rms_norm_eps")
+    if not isinstance(epsilon, float) or epsilon <= 0:
+        problems.append(Problem("config.json: rms_norm_eps", "a positive number", repr(epsilon)))
+    if problems:
+        raise ConfigError("the model has features that the conversion does not know", problems)
+    return {
+        "num_layers": dims.num_layers,
+        "hidden_size": dims.hidden,
+        "ffn_hidden_size": dims.ffn,
+        "num_attention_heads": dims.heads,
+        "num_query_groups": dims.groups,
+        "kv_channels": dims.head_dim,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": epsilon,
+        "qk_layernorm": qk_layernorm,
+        "add_bias_linear": add_bias_linear,
+        "add_qkv_bias": add_qkv_bias,
+        "gated_linear_unit": True,
+        "activation_func": "silu",
+        # megatron's defaults are 0.1; no dense family trains or runs with dropout.
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+    }
+
+
+def _beyond_dense(config: Mapping[str, Any]) -> list[Problem]:
+    problems = []
+    if (activation := config.get("hidden_act", "silu")) != "silu":
+        problems.append(Problem("config.json: hidden_act", "'silu'", repr(activation)))
+    if config.get("use_sliding_window"):
+        problems.append(Problem("config.json: use_sliding_window", "false", "true", "Window attention is not built."))
+    if odd := sorted(set(config.get("layer_types") or ()) - {"full_attention"}):
+        problems.append(Problem("config.json: layer_types", "full_attention in every layer", ", ".join(odd)))
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    for place, mapping in (("", config), ("rope_parameters.", rope)):
+        factor = mapping.get("partial_rotary_factor")
+        if factor not in (None, 1, 1.0):
+            problems.append(Problem(f"config.json: {place}partial_rotary_factor", "1", repr(factor)))
+    return problems

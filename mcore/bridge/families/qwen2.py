@@ -1,0 +1,45 @@
+"""Qwen2 and Qwen2.5, dense.
+
+Source: transformers 5.19 `modeling_qwen2.py` (q, k and v always have a bias, o never); megatron-core 0.16.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mcore.bridge.families.dense import dense_transformer_config
+from mcore.bridge.rules import Copy, Family, GateUp, Qkv, VocabRows
+
+A = "decoder.layers.{L}.self_attention."
+F = "decoder.layers.{L}.mlp."
+H = "model.layers.{L}."
+
+
+def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of megatron's `TransformerConfig`."""
+    return dense_transformer_config(config, add_qkv_bias=True)
+
+
+# fmt: off
+FAMILY = Family(
+    name="qwen2",
+    hf_architecture="Qwen2ForCausalLM",
+    rules=(
+        #             megatron parameter                  shape                  Hugging Face tensors
+        VocabRows(    "embedding.word_embeddings.weight", "padded_vocab hidden", "model.embed_tokens.weight"),
+        Copy     (A + "linear_qkv.layer_norm_weight",     "hidden",              H + "input_layernorm.weight"),
+        Qkv      (A + "linear_qkv.weight",                "qkv_rows hidden",     H + "self_attn.{q,k,v}_proj.weight"),
+        Qkv      (A + "linear_qkv.bias",                  "qkv_rows",            H + "self_attn.{q,k,v}_proj.bias"),
+        Copy     (A + "linear_proj.weight",               "hidden q_rows",       H + "self_attn.o_proj.weight"),
+        Copy     (F + "linear_fc1.layer_norm_weight",     "hidden",              H + "post_attention_layernorm.weight"),
+        GateUp   (F + "linear_fc1.weight",                "gate_up_rows hidden", H + "mlp.{gate,up}_proj.weight"),
+        Copy     (F + "linear_fc2.weight",                "hidden ffn",          H + "mlp.down_proj.weight"),
+        Copy     (    "decoder.final_layernorm.weight",   "hidden",              "model.norm.weight"),
+        VocabRows(    "output_layer.weight",              "padded_vocab hidden", "lm_head.weight", "untied"),
+    ),
+    # Buffers that transformers before 4.32 saved; they follow from the config.
+    ignored_hf=(H + "self_attn.rotary_emb.inv_freq",),
+    transformer_config=transformer_config,
+)
+# fmt: on
