@@ -12,9 +12,8 @@ from mcore.bridge.families.dense import dense_transformer_config
 from mcore.bridge.rules import Copy, Family, GateUp, Qkv, VocabRows
 from mcore.errors import ConfigError, Problem
 
-A = "decoder.layers.{L}.self_attention."
-F = "decoder.layers.{L}.mlp."
-H = "model.layers.{L}."
+MA, MM = "decoder.layers.{L}.self_attention.", "decoder.layers.{L}.mlp."
+H, HA, HM = "model.layers.{L}.", "model.layers.{L}.self_attn.", "model.layers.{L}.mlp."
 
 
 def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,23 +34,25 @@ def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # fmt: off
+RULES = (
+    #              megatron parameter                  shape                  Hugging Face tensors
+    VocabRows(     "embedding.word_embeddings.weight", "padded_vocab hidden", "model.embed_tokens.weight"),
+    Copy     (MA + "linear_qkv.layer_norm_weight",     "hidden",              H + "input_layernorm.weight"),
+    Qkv      (MA + "linear_qkv.weight",                "qkv_rows hidden",     HA + "{q,k,v}_proj.weight"),
+    Copy     (MA + "q_layernorm.weight",               "head_dim",            HA + "q_norm.weight"),
+    Copy     (MA + "k_layernorm.weight",               "head_dim",            HA + "k_norm.weight"),
+    Copy     (MA + "linear_proj.weight",               "hidden q_rows",       HA + "o_proj.weight"),
+    Copy     (MM + "linear_fc1.layer_norm_weight",     "hidden",              H + "post_attention_layernorm.weight"),
+    GateUp   (MM + "linear_fc1.weight",                "gate_up_rows hidden", HM + "{gate,up}_proj.weight"),
+    Copy     (MM + "linear_fc2.weight",                "hidden ffn",          HM + "down_proj.weight"),
+    Copy     (     "decoder.final_layernorm.weight",   "hidden",              "model.norm.weight"),
+    VocabRows(     "output_layer.weight",              "padded_vocab hidden", "lm_head.weight", "untied"),
+)
+# fmt: on
+
 FAMILY = Family(
     name="qwen3",
     hf_architecture="Qwen3ForCausalLM",
-    rules=(
-        #             megatron parameter                  shape                  Hugging Face tensors
-        VocabRows(    "embedding.word_embeddings.weight", "padded_vocab hidden", "model.embed_tokens.weight"),
-        Copy     (A + "linear_qkv.layer_norm_weight",     "hidden",              H + "input_layernorm.weight"),
-        Qkv      (A + "linear_qkv.weight",                "qkv_rows hidden",     H + "self_attn.{q,k,v}_proj.weight"),
-        Copy     (A + "q_layernorm.weight",               "head_dim",            H + "self_attn.q_norm.weight"),
-        Copy     (A + "k_layernorm.weight",               "head_dim",            H + "self_attn.k_norm.weight"),
-        Copy     (A + "linear_proj.weight",               "hidden q_rows",       H + "self_attn.o_proj.weight"),
-        Copy     (F + "linear_fc1.layer_norm_weight",     "hidden",              H + "post_attention_layernorm.weight"),
-        GateUp   (F + "linear_fc1.weight",                "gate_up_rows hidden", H + "mlp.{gate,up}_proj.weight"),
-        Copy     (F + "linear_fc2.weight",                "hidden ffn",          H + "mlp.down_proj.weight"),
-        Copy     (    "decoder.final_layernorm.weight",   "hidden",              "model.norm.weight"),
-        VocabRows(    "output_layer.weight",              "padded_vocab hidden", "lm_head.weight", "untied"),
-    ),
+    rules=RULES,
     transformer_config=transformer_config,
 )
-# fmt: on
