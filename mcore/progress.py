@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINE_EVERY_S = 10.0
 """Seconds between two lines where the output is no terminal."""
+
+
+class Advance(Protocol):
+    """Tells how far the work has come."""
+
+    def __call__(self, count: int = 1, note: str = "") -> None:
+        """Report `count` more units done, and what is worth showing beside them, such as `loss 1.23`."""
 
 
 def say(text: str) -> None:
@@ -21,13 +29,14 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int, unit: str = "", done: int = 0) -> Iterator[Advance]:
     """Show how far `what` has come while the block runs.
 
     Args:
         what: What is being done, such as `convert`.
         total: Number of units to do.
         unit: What is counted, such as `tensors`.
+        done: Units that were done before the block started, by a run that this one resumes.
 
     Yields:
         A function that takes the number of units done since the last call.
@@ -42,21 +51,27 @@ def progress(what: str, total: int, unit: str = "") -> Iterator[Callable[[int], 
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=console) as bar:
-            task = bar.add_task(what, total=total)
-            yield lambda count=1: bar.advance(task, count)
+            task = bar.add_task(what, total=total, completed=done, note="")
+
+            def move(count: int = 1, note: str = "") -> None:
+                bar.update(task, advance=count, note=note)
+
+            yield move
         return
     start = last = time.monotonic()
-    done = 0
+    done_before = done
 
-    def advance(count: int = 1) -> None:
+    def advance(count: int = 1, note: str = "") -> None:
         nonlocal done, last
         done += count
         now = time.monotonic()
         if now - last >= LINE_EVERY_S and done < total:
-            eta_s = (now - start) / done * (total - done) if done else 0.0
-            say(f"{what}: {done}/{total} {unit}, {now - start:.0f} s, ETA {eta_s:.0f} s")
+            eta_s = (now - start) / (done - done_before) * (total - done) if done > done_before else 0.0
+            tail = f", {note}" if note else ""
+            say(f"{what}: {done}/{total} {unit}, {now - start:.0f} s, ETA {eta_s:.0f} s{tail}")
             last = now
 
     yield advance
