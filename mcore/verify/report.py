@@ -1,0 +1,299 @@
+"""What a verification found: `report.json` for programs, `report.md` for people. Written for a failed gate as well.
+
+Numbers that are not finite are written as the words NaN and Infinity, since JSON has no other way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from mcore.errors import PrecisionError, Problem
+from mcore.verify.compare import passes
+
+REPORT_JSON = "report.json"
+REPORT_MD = "report.md"
+SHOWN_IN_MESSAGE = 20
+"""Findings named in the error's text; the report has all."""
+
+
+class ReportModel(BaseModel):
+    """Frozen, strict, and able to carry NaN through JSON."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="strings", protected_namespaces=()
+    )
+
+
+class TensorFinding(ReportModel):
+    """One tensor that is not as it should be."""
+
+    tensor: str
+    """Its name, on the side where the finding is."""
+    kind: Literal["missing", "unclaimed", "claimed twice", "shape", "differs", "not finite"]
+    """What is wrong with it."""
+    detail: str
+    """What was expected and what was found."""
+
+
+class CastCount(ReportModel):
+    """Tensors that are equal only after a cast from the checkpoint's dtype to the Hugging Face folder's."""
+
+    mcore_dtype: str
+    hf_dtype: str
+    num_tensors: int
+
+
+class StructuralResult(ReportModel):
+    """T0: both sides, read from disk again, hold the same bits."""
+
+    num_hf_tensors: int
+    """Hugging Face tensors that were compared."""
+    num_mcore_tensors: int
+    """Tensors of the checkpoint that they were compared with, each layer counted."""
+    num_bytes: int
+    """Bytes of the compared Hugging Face tensors."""
+    casts: tuple[CastCount, ...]
+    """Casts under which tensors are equal; empty if all are equal as they are."""
+    ignored_hf: tuple[str, ...]
+    """Hugging Face tensors that the family's table leaves out by an explicit line."""
+    findings: tuple[TensorFinding, ...]
+    """Everything that is wrong; empty if the proof holds."""
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the proof holds."""
+        return not self.findings and self.num_hf_tensors > 0
+
+    @property
+    def is_loadable(self) -> bool:
+        """Whether names and shapes fit, so that a model can be built of both sides."""
+        return all(finding.kind in ("differs", "not finite") for finding in self.findings)
+
+
+class PromptResult(ReportModel):
+    """Distance of the logits over one prompt."""
+
+    prompt: str
+    num_tokens: int
+    relative_error: float
+    """Largest absolute difference as a fraction of the Hugging Face logits' standard deviation: the gate's measure."""
+    max_abs: float
+    mean_abs: float
+    hf_std: float
+    mean_cosine: float
+    min_cosine: float
+    top1_agreement: float
+    """Fraction of positions where both sides have the same most likely token."""
+    worst_position: int
+
+
+class PointResult(ReportModel):
+    """Distance of one part's output, the worst over prompts and positions."""
+
+    point: str
+    """`embedding`, `layers.N.attention`, `layers.N.mlp`, `final_norm` or `head`."""
+    relative_error: float
+    """Norm of the difference over the norm of the Hugging Face vector; for `head`, the logits' relative error."""
+
+
+class NumericalResult(ReportModel):
+    """T1: fp32 logits of both models on the same tokens."""
+
+    max_relative_error: float
+    """The gate."""
+    prompt_source: str
+    """Whether the token ids came from the folder's tokenizer."""
+    prompt_digest: str
+    """SHA-256 of all token ids."""
+    device: str
+    prompts: tuple[PromptResult, ...]
+    points: tuple[PointResult, ...]
+    """In the order of computation."""
+    seconds: float
+
+    @property
+    def relative_error(self) -> float:
+        """The worst prompt's relative error; NaN if any is NaN."""
+        return worst(prompt.relative_error for prompt in self.prompts)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every prompt is within the gate. NaN is not."""
+        return bool(self.prompts) and all(
+            passes(prompt.relative_error, self.max_relative_error) for prompt in self.prompts
+        )
+
+    @property
+    def first_bad_point(self) -> str | None:
+        """The first part whose output is further off than the gate; None if none is."""
+        return next(
+            (point.point for point in self.points if not passes(point.relative_error, self.max_relative_error)), None
+        )
+
+
+class VerifyReport(ReportModel):
+    """The whole verification of one Hugging Face folder against one megatron-core checkpoint."""
+
+    format: Literal[1] = 1
+    hf: str
+    """The Hugging Face folder."""
+    mcore: str
+    """The checkpoint's iteration folder."""
+    family: str
+    versions: dict[str, str]
+    structural: StructuralResult
+    numerical: NumericalResult | None
+    """None if names or shapes do not fit: no model can be built then."""
+    passed: bool
+    """The gate's verdict: both proofs hold."""
+
+    def problems(self) -> tuple[Problem, ...]:
+        """What the gate's error names: the first tensors that differ, and the first part of the model that does."""
+        findings = self.structural.findings
+        problems = [
+            Problem(f"{finding.tensor} ({finding.kind})", found=finding.detail)
+            for finding in findings[:SHOWN_IN_MESSAGE]
+        ]
+        if len(findings) > SHOWN_IN_MESSAGE:
+            problems.append(Problem(f"and {len(findings) - SHOWN_IN_MESSAGE} more tensors, all in {REPORT_JSON}"))
+        if self.structural.num_hf_tensors == 0 and not findings:
+            problems.append(Problem("structural proof", "tensors to compare", "none"))
+        if self.numerical is None:
+            problems.append(Problem("logits were not compared", found="names or shapes that do not fit"))
+        elif not self.numerical.passed:
+            problems.append(
+                Problem(
+                    "logits",
+                    f"a relative error of at most {self.numerical.max_relative_error:.1e}",
+                    f"{self.numerical.relative_error:.3e}",
+                    f"The first part that differs is {self.numerical.first_bad_point}.",
+                )
+            )
+        return tuple(problems)
+
+    def raise_if_failed(self) -> None:
+        """Turn a verdict of no into the gate's error.
+
+        Raises:
+            PrecisionError: A proof failed. Names the tensors and the first part that differ.
+        """
+        if not self.passed:
+            raise PrecisionError(f"{self.hf} and {self.mcore} are not the same model", self.problems())
+
+    def metrics(self) -> dict[str, float | int | bool]:
+        """Flat figures for the stage's `metrics.json`."""
+        flat: dict[str, float | int | bool] = {
+            "passed": self.passed,
+            "num_tensors": self.structural.num_hf_tensors,
+            "bytes": self.structural.num_bytes,
+            "num_differing_tensors": len(self.structural.findings),
+            "seconds": round(self.structural.seconds + (self.numerical.seconds if self.numerical else 0.0), 3),
+        }
+        if self.numerical:
+            flat |= {
+                "relative_error": self.numerical.relative_error,
+                "max_relative_error": self.numerical.max_relative_error,
+                "top1_agreement": min(prompt.top1_agreement for prompt in self.numerical.prompts),
+            }
+        return flat
+
+
+def worst(errors: Iterator[float]) -> float:
+    """The largest error; NaN if any is NaN (`max` alone may lose it)."""
+    largest = 0.0
+    for error in errors:
+        if error != error:
+            return error
+        largest = max(largest, error)
+    return largest
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what computes the proof."""
+    return {name: version(name) for name in ("mcore-flows", "megatron-core", "torch", "transformers", "safetensors")}
+
+
+def write_report(report: VerifyReport, folder: Path) -> None:
+    """Write `report.json` and `report.md` into a folder."""
+    (folder / REPORT_JSON).write_text(report.model_dump_json(indent=2) + "\n")
+    (folder / REPORT_MD).write_text(to_markdown(report))
+
+
+def read_report(folder: Path) -> VerifyReport:
+    """The report that `write_report` wrote."""
+    return VerifyReport.model_validate_json((folder / REPORT_JSON).read_text())
+
+
+def to_markdown(report: VerifyReport) -> str:
+    """The report as a page: verdict first, then both proofs, then every part of the model."""
+    lines = [
+        f"# Verification: {'passed' if report.passed else 'FAILED'}",
+        "",
+        f"* Hugging Face: `{report.hf}`",
+        f"* megatron-core: `{report.mcore}`",
+        f"* family: {report.family}",
+        "* " + ", ".join(f"{name} {number}" for name, number in report.versions.items()),
+        "",
+        *_structural_lines(report.structural),
+        "",
+        *(_numerical_lines(report.numerical) if report.numerical else ["## Logits: not compared", "", _WHY_NOT]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+_WHY_NOT = "Names or shapes do not fit, so the two sides can't both be built."
+
+
+def _structural_lines(result: StructuralResult) -> list[str]:
+    lines = [
+        f"## Bits on disk (T0): {'equal' if result.passed else 'NOT EQUAL'}",
+        "",
+        f"{result.num_hf_tensors} Hugging Face tensors ({result.num_bytes / 1e9:.3f} GB) against "
+        f"{result.num_mcore_tensors} of the checkpoint, {result.seconds:.1f} s.",
+    ]
+    lines += [
+        f"{cast.num_tensors} tensors are equal after a cast from {cast.mcore_dtype} to {cast.hf_dtype}."
+        for cast in result.casts
+    ]
+    if result.ignored_hf:
+        lines.append(f"Left out by the family's table: {', '.join(f'`{name}`' for name in result.ignored_hf)}.")
+    if result.findings:
+        lines += ["", "| tensor | finding | detail |", "|---|---|---|"]
+        lines += [f"| `{finding.tensor}` | {finding.kind} | {finding.detail} |" for finding in result.findings]
+    return lines
+
+
+def _numerical_lines(result: NumericalResult) -> list[str]:
+    lines = [
+        f"## Logits (T1): {'equal' if result.passed else 'NOT EQUAL'}",
+        "",
+        f"Largest difference of fp32 logits: **{result.relative_error:.3e}** of their standard deviation; the gate is "
+        f"{result.max_relative_error:.1e}.",
+    ]
+    if not result.passed:
+        lines += [f"The first part that differs is **{result.first_bad_point}**."]
+    lines += [
+        f"Prompts: {result.prompt_source}, digest `{result.prompt_digest[:12]}`, on {result.device}, "
+        f"{result.seconds:.1f} s.",
+        "",
+        "| prompt | tokens | relative error | max abs | mean abs | HF std | mean cosine | min cosine | same top-1 |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {p.prompt} | {p.num_tokens} | {p.relative_error:.2e} | {p.max_abs:.2e} | {p.mean_abs:.2e} | {p.hf_std:.3f} "
+        f"| {p.mean_cosine:.6f} | {p.min_cosine:.6f} | {p.top1_agreement:.1%} |"
+        for p in result.prompts
+    ]
+    lines += ["", "| part | relative error |", "|---|--:|"]
+    lines += [
+        f"| {point.point} | {point.relative_error:.2e}"
+        f"{'' if passes(point.relative_error, result.max_relative_error) else ' **off**'} |"
+        for point in result.points
+    ]
+    return lines

@@ -1,0 +1,132 @@
+"""What both models compute, part by part: logits, and the output of embedding, attention, MLP and final norm.
+
+Hooks sit on the same places of both models, where their outputs mean the same: each attention and each MLP before the
+residual is added, so that a fault shows at the part that has it and not only behind it.
+
+Shapes: S positions of one prompt, B = 1, H hidden size, V vocabulary without padding, P with padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mcore.errors import ConfigError, Problem
+from mcore.verify.prompts import Prompt, PromptSet
+
+HEAD = "head"
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One model on one prompt.
+
+    `points` maps a part's name to its output `[S, H]`, in the order of computation; `logits` is `[S, V]` of a Hugging
+    Face model, `[S, P]` of a megatron-core one. All fp32, in main memory.
+    """
+
+    prompt: Prompt
+    points: Mapping[str, Tensor]
+    logits: Tensor
+
+
+def load_hf_model(hf: Path, device: torch.device) -> nn.Module:
+    """The transformers model of a folder in fp32, with its plainest attention.
+
+    Raises:
+        ConfigError: The folder does not load, or some weights would keep their random initial values.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            hf,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as exc:  # transformers raises many kinds for a damaged folder
+        raise ConfigError("transformers can't load the model", [Problem(str(hf), "a model folder", repr(exc))]) from exc
+    problems = [
+        Problem(str(name), "a weight in the folder", kind.replace("_", " "))
+        for kind in ("missing_keys", "mismatched_keys")
+        for name in sorted(map(str, loaded[kind]))
+    ]
+    if problems:
+        raise ConfigError(f"{hf} is no whole model for transformers", problems)
+    return model.eval().to(device)
+
+
+def hf_traces(model: nn.Module, prompts: PromptSet, device: torch.device) -> Iterator[Trace]:
+    """Run a transformers model on every prompt."""
+    base = model.base_model
+    modules = {"embedding": base.embed_tokens}
+    for number, layer in enumerate(base.layers):
+        modules |= {f"layers.{number}.attention": layer.self_attn, f"layers.{number}.mlp": layer.mlp}
+    modules["final_norm"] = base.norm
+    for prompt in prompts.prompts:
+        ids_BS = torch.tensor([prompt.token_ids], device=device)
+        with torch.inference_mode(), _outputs_of(modules) as outputs:
+            logits_BSV = model(input_ids=ids_BS, use_cache=False).logits
+        points = {name: _on_cpu(_first(output)[0]) for name, output in outputs.items()}
+        yield Trace(prompt, points, _on_cpu(logits_BSV[0]))
+
+
+def mcore_traces(model: nn.Module, prompts: PromptSet, device: torch.device) -> Iterator[Trace]:
+    """Run a megatron-core `GPTModel` that holds all layers and rows (TP and PP of 1) on every prompt."""
+    modules = {"embedding": model.embedding}
+    for number, layer in enumerate(model.decoder.layers):
+        modules |= {f"layers.{number}.attention": layer.self_attention, f"layers.{number}.mlp": layer.mlp}
+    modules["final_norm"] = model.decoder.final_layernorm
+    for prompt in prompts.prompts:
+        ids_BS = torch.tensor([prompt.token_ids], device=device)
+        positions_BS = torch.arange(ids_BS.shape[1], device=device)[None]
+        # megatron-core masks where True; both of our attention kinds take the causal mask from the layer spec, but
+        # the local one of megatron-core itself wants to see it.
+        mask_BNSS = torch.ones(1, 1, ids_BS.shape[1], ids_BS.shape[1], dtype=torch.bool, device=device).triu(1)
+        with torch.inference_mode(), _outputs_of(modules) as outputs:
+            logits_BSP = model(ids_BS, positions_BS, mask_BNSS)
+        points = {name: _on_cpu(_with_bias(output)[:, 0]) for name, output in outputs.items()}
+        yield Trace(prompt, points, _on_cpu(logits_BSP[0]))
+
+
+@contextmanager
+def _outputs_of(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Any]]:
+    """Collect the modules' outputs while the block runs, by name, in the order of `modules`."""
+    outputs: dict[str, Any] = {}
+
+    def keep(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            outputs[name] = output
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _first(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _with_bias(output: Any) -> Tensor:
+    """megatron-core's linear layers may hand their bias on, to be added later."""
+    if not isinstance(output, tuple):
+        return output
+    hidden_SBH, bias_H = output
+    return hidden_SBH if bias_H is None else hidden_SBH + bias_H
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().float().cpu()
