@@ -8,7 +8,7 @@
 
 A folder without a valid manifest does not exist. A file counts as unchanged while its size, inode, modification and
 change times are the ones it had when it was last hashed; otherwise it is hashed again. `mcore-flows artifacts verify`
-hashes everything regardless.
+hashes everything regardless. Artifacts hold no symbolic links: what they mean must not change from outside.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -27,9 +27,12 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from mcore.errors import ArtifactError, Problem
-from mcore.folders import fsync_path, write_durably
+from mcore.folders import fsync_folder, fsync_path, remove, write_durably
 
 MANIFEST = "manifest.json"
+
+CLOCK_TICK_S = 0.02
+"""Seconds within which two changes of a file may get the same time stamp (the kernel's tick, with a margin)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,31 @@ class Manifest:
     created: str
     duration_s: float
 
+    def to_json(self) -> str:
+        """The text of `manifest.json`, with a digest of itself."""
+        content = json.loads(json.dumps(asdict(self)))
+        return json.dumps({"sha256": _text_digest(content), **content}, indent=2)
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """The manifest of an artifact's folder.
+
+        Raises:
+            FileNotFoundError: There is none.
+            ValueError: It was damaged or is none of ours.
+        """
+        try:
+            content = json.loads((folder / MANIFEST).read_text())
+            digest = content.pop("sha256")
+            manifest = cls(**content)
+        except FileNotFoundError:
+            raise
+        except (OSError, TypeError, AttributeError, KeyError, ValueError) as exc:
+            raise ValueError(f"can't be read: {exc!r}") from exc
+        if _text_digest(content) != digest:
+            raise ValueError("content changed since it was made")
+        return manifest
+
 
 @dataclass(frozen=True, slots=True)
 class Status:
@@ -72,8 +100,12 @@ class Status:
 
 def digest_of(ingredients: Mapping[str, Any]) -> str:
     """Key of an artifact: SHA-256 of its ingredients as canonical JSON, 20 hexadecimal digits of it."""
-    text = json.dumps(ingredients, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
+    return _text_digest(ingredients)[:20]
+
+
+def _text_digest(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
@@ -87,45 +119,56 @@ class DigestCache:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._known: dict[str, Any] = {}
+        self._known = self._read()
         self._changed = False
-        try:
-            self._known = json.loads(path.read_text())
-        except (OSError, json.JSONDecodeError):
-            self._known = {}  # only a cache: what is not in it is computed
 
     def digest(self, path: Path, *, fresh: bool = False) -> str:
         """Digest of one file; `fresh` reads it even if it seems unchanged."""
-        stat = path.stat()
-        identity = [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
-        known = self._known.get(str(path))
+        name = str(path.absolute())
+        identity = _identity(path)
+        known = self._known.get(name)
         if not fresh and known and known[0] == identity:
-            return str(known[1])
+            return known[1]
+        age_s = time.time() - identity[3] / 1e9
+        if 0 <= age_s < CLOCK_TICK_S:  # a change after the hashing could bear the same time as the one before it
+            time.sleep(CLOCK_TICK_S - age_s)
+            identity = _identity(path)
         digest = file_digest(path)
-        self._known[str(path)] = [identity, digest]
+        self._known[name] = (identity, digest)
         self._changed = True
         return digest
 
     def moved(self, old: Path, new: Path) -> None:
         """Tell that a file was renamed, so that it need not be read again. A rename may change the change time."""
-        _, digest = self._known.pop(str(old))
-        stat = new.stat()
-        self._known[str(new)] = [[stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns], digest]
+        _, digest = self._known.pop(str(old.absolute()))
+        self._known[str(new.absolute())] = (_identity(new), digest)
         self._changed = True
 
     def save(self) -> None:
-        """Keep what was learnt; what another process saved meanwhile is merged in."""
+        """Keep what was learnt; what another process saved meanwhile is merged in, what is gone is dropped."""
         if not self._changed:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{self._path}.lock"):
-            try:
-                others = json.loads(self._path.read_text())
-            except (OSError, json.JSONDecodeError):
-                others = {}
-            self._known = {path: entry for path, entry in (others | self._known).items() if Path(path).exists()}
+            merged = self._read() | self._known
+            self._known = {name: entry for name, entry in merged.items() if Path(name).exists()}
             write_durably(self._path, json.dumps(self._known))
         self._changed = False
+
+    def _read(self) -> dict[str, tuple[list[int], str]]:
+        """What is on disk. Only a cache: what can't be read is computed again."""
+        try:
+            return {
+                str(name): ([int(part) for part in identity], str(digest))
+                for name, (identity, digest) in json.loads(self._path.read_text()).items()
+            }
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}
+
+
+def _identity(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 class Store:
@@ -161,20 +204,24 @@ class Store:
         """
         folder = self.path(kind, key)
         try:
-            manifest = Manifest(**json.loads((folder / MANIFEST).read_text()))
+            manifest = Manifest.read(folder)
         except FileNotFoundError:
-            return Status("missing", "not made yet" if not folder.exists() else f"{MANIFEST} is missing")
-        except (OSError, TypeError, json.JSONDecodeError) as exc:
-            return Status("damaged", f"{MANIFEST} can't be read: {exc}")
+            return Status("missing", f"{MANIFEST} is missing") if folder.exists() else Status("missing", "not made yet")
+        except ValueError as exc:
+            return Status("damaged", f"{MANIFEST}: {exc}")
         if (manifest.kind, manifest.key) != (kind, key):
-            return Status("damaged", f"{MANIFEST} belongs to {manifest.kind}/{manifest.key}")
+            return Status("damaged", f"{MANIFEST}: belongs to {manifest.kind}/{manifest.key}")
         for name, entry in manifest.files.items():
             file = folder / name
             try:
+                if file.is_symlink():
+                    return Status("damaged", f"{name}: replaced by a link")
                 if file.stat().st_size != entry["size"]:
                     return Status("damaged", f"{name}: {file.stat().st_size} bytes, expected {entry['size']}")
                 if self.digests.digest(file, fresh=fresh) != entry["sha256"]:
                     return Status("damaged", f"{name}: content changed since it was made")
+            except FileNotFoundError:
+                return Status("damaged", f"{name}: file is missing")
             except OSError as exc:
                 return Status("damaged", f"{name}: {exc.strerror}")
         return Status("valid", manifest=manifest)
@@ -213,25 +260,24 @@ class Store:
             leave_out: Top-level names that are dropped before the commit (working files of the stage).
 
         Raises:
-            ArtifactError: There is nothing to commit.
+            ArtifactError: There is nothing to commit, or there are symbolic links in it.
         """
         partial, folder = self.partial(kind, key), self.path(kind, key)
-        for name in leave_out:
-            target = partial / name
-            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-        (partial / MANIFEST).unlink(missing_ok=True)
-        paths = sorted(path for path in partial.rglob("*") if path.is_file()) if partial.is_dir() else []
-        if not paths:
-            raise ArtifactError(f"{kind}/{key} can't be committed", [Problem(str(partial), "files", "none")])
-        files = {}
-        for path in paths:
+        for name in (*leave_out, MANIFEST):
+            remove(partial / name)
+        contents = sorted(partial.rglob("*")) if partial.is_dir() else []
+        links = [Problem(str(path), "a file or a folder", "a symbolic link") for path in contents if path.is_symlink()]
+        files = [path for path in contents if path.is_file()]
+        if links or not files:
+            raise ArtifactError(f"{kind}/{key} can't be committed", links or [Problem(str(partial), "files", "none")])
+        entries = {}
+        for path in files:
             digest = self.digests.digest(path, fresh=True)
-            fsync_path(path)
-            files[str(path.relative_to(partial))] = {"size": path.stat().st_size, "sha256": digest}
+            entries[str(path.relative_to(partial))] = {"size": path.stat().st_size, "sha256": digest}
         manifest = Manifest(
             kind=kind,
             key=key,
-            files=files,
+            files=entries,
             inputs=dict(inputs),
             ingredients=dict(ingredients),
             metrics=dict(metrics),
@@ -239,20 +285,18 @@ class Store:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             duration_s=round(duration_s, 3),
         )
-        write_durably(partial / MANIFEST, json.dumps(asdict(manifest), indent=2))
-        for directory in {path.parent for path in paths}:
-            fsync_path(directory)
+        fsync_folder(partial)  # the data is on disk before the manifest that vouches for it
+        write_durably(partial / MANIFEST, manifest.to_json())
+        damaged = partial.with_name(f"{partial.name}.damaged")
+        remove(damaged)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        if folder.exists():  # damaged, or we would not be here
-            damaged = partial.with_name(f"{partial.name}.damaged")
-            shutil.rmtree(damaged, ignore_errors=True)
+        if os.path.lexists(folder):  # damaged, or we would not be here
             folder.rename(damaged)
-            partial.rename(folder)
-            shutil.rmtree(damaged, ignore_errors=True)
-        else:
-            partial.rename(folder)
-        fsync_path(folder.parent)
-        for name in files:
+        partial.rename(folder)
+        for parent in (folder.parent, self.root):
+            fsync_path(parent)
+        remove(damaged)
+        for name in entries:
             self.digests.moved(partial / name, folder / name)
         self.digests.save()
         return self.ref(manifest)
@@ -280,9 +324,11 @@ class Store:
         """All artifacts with a readable manifest, their files not checked."""
         for file in sorted(self.root.glob(f"*/*/{MANIFEST}")):
             try:
-                yield Manifest(**json.loads(file.read_text()))
-            except (OSError, TypeError, json.JSONDecodeError):
+                manifest = Manifest.read(file.parent)
+            except (FileNotFoundError, ValueError):
                 continue
+            if self.path(manifest.kind, manifest.key) == file.parent:  # not one that is still being made
+                yield manifest
 
 
 def folder_digest(digests: DigestCache, folder: Path, *, patterns: tuple[str, ...] = ("*",)) -> dict[str, str]:

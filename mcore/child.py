@@ -10,9 +10,10 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from mcore.errors import EXIT_FAILED, PipelineError
+from mcore.errors import PipelineError
 
 ERROR_FILE_VARIABLE = "MCORE_FLOWS_ERROR_FILE"
 
@@ -50,11 +51,16 @@ def run_as_child(main: Callable[[], None]) -> None:
 
 def _leave(error: PipelineError) -> None:
     error_file = os.environ.get(ERROR_FILE_VARIABLE)
-    # Under torchrun the first rank to fail speaks for all; the others usually fail because of it.
-    if error_file and not Path(error_file).exists():
+    if error_file:
         temporary = Path(f"{error_file}.{os.getpid()}")
-        temporary.write_text(error.to_json())
-        temporary.rename(error_file)
+        try:
+            temporary.write_text(error.to_json())
+            # Under torchrun the first rank to fail speaks for all; the others usually fail because of it.
+            with suppress(FileExistsError):
+                Path(error_file).hardlink_to(temporary)
+            temporary.unlink()
+        except OSError as exc:  # the exit status still tells
+            sys.stderr.write(f"{error_file} can't be written: {exc}\n")
     sys.stdout.flush()
     sys.stderr.flush()
-    raise SystemExit(error.exit_status or EXIT_FAILED)
+    raise SystemExit(error.exit_status)

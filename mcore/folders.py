@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mcore.errors import ArtifactError, ConfigError, Problem
@@ -20,24 +21,44 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def fsync_folder(folder: Path, *, files: bool = True) -> None:
+    """Make a folder and all folders below it durable, with the files in them unless `files` is off."""
+    for path in folder.rglob("*"):
+        if not path.is_symlink() and (path.is_dir() or files):
+            fsync_path(path)
+    fsync_path(folder)
+
+
 def write_durably(path: Path, text: str) -> None:
     """Replace a small text file in one step: after a crash it holds the old text or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     fsync_path(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove whatever is there: a folder with all it holds, a file, a link (not what it points at), or nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def refuse_existing(output: Path, *, overwrite: bool) -> None:
     """Check an output folder before any work is done for it.
 
     Raises:
-        ConfigError: It exists and may not be overwritten, or can't be made.
+        ConfigError: It exists and may not be overwritten, or holds the working directory.
     """
-    if output.exists() and not overwrite:
+    if os.path.lexists(output) and not overwrite:
         raise ConfigError(
             "the output folder is in the way",
             [
@@ -46,6 +67,11 @@ def refuse_existing(output: Path, *, overwrite: bool) -> None:
                 )
             ],
         )
+    if Path.cwd().is_relative_to(output.resolve()):
+        raise ConfigError(
+            "the output folder can't be replaced",
+            [Problem(str(output), "a folder of its own", "the working directory or one above it")],
+        )
 
 
 @contextmanager
@@ -53,33 +79,60 @@ def whole_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a folder to write into; it becomes `output` in one rename when the block ends well.
 
     If the block raises, what was written is removed and `output` is as before. After a kill -9 the unfinished folder
-    stays beside it as `.<name>.partial` and is cleared by the next attempt.
+    stays beside it as `.<name>.partial` and is cleared by the next attempt. Two processes that make the same folder
+    don't mix: the second is refused.
 
     Raises:
-        ConfigError: `output` exists and `overwrite` is off.
+        ConfigError: `output` exists and `overwrite` is off, or another process is making it.
         ArtifactError: The folder could not be made.
     """
     output = output.absolute()
-    refuse_existing(output, overwrite=overwrite)
     partial = output.with_name(f".{output.name}.partial")
     replaced = output.with_name(f".{output.name}.replaced")
+    refuse_existing(output, overwrite=overwrite)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        descriptor = _claim(partial)
     except OSError as exc:
         raise ArtifactError("the output folder can't be made", [Problem(str(partial), found=str(exc))]) from exc
     try:
+        if replaced.exists() and not output.exists():  # killed between the two renames below
+            replaced.rename(output)
+        refuse_existing(output, overwrite=overwrite)  # again: another process may have finished meanwhile
         yield partial
+        fsync_folder(partial)
+        refuse_existing(output, overwrite=overwrite)
+        if os.path.lexists(output):
+            remove(replaced)
+            output.rename(replaced)
+        partial.rename(output)
+        fsync_path(output.parent)
+        with suppress(OSError):  # its new content is there; the old one may go later
+            remove(replaced)
     except BaseException:
+        if os.path.lexists(replaced) and not os.path.lexists(output):
+            replaced.rename(output)
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    for file in partial.rglob("*"):
-        if not file.is_symlink():
-            fsync_path(file)
-    fsync_path(partial)
-    if output.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        output.rename(replaced)
-    partial.rename(output)
-    fsync_path(output.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def _claim(partial: Path) -> int:
+    """Make the folder, or empty the one that a dead process left, and hold the kernel's lock on it."""
+    while True:
+        partial.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = partial.exists() and os.path.samestat(partial.stat(), os.fstat(descriptor))
+        except BlockingIOError as exc:
+            os.close(descriptor)
+            raise ConfigError(
+                "the output folder is being made by another process",
+                [Problem(str(partial), fix="Wait for it, or name another --output.")],
+            ) from exc
+        if mine:
+            for child in partial.iterdir():
+                remove(child)
+            return descriptor
+        os.close(descriptor)  # its last holder renamed or removed it while we opened it

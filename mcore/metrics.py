@@ -7,9 +7,10 @@ A training line has `iteration`, `loss`, `grad_norm`, `lr`, `step_time_s`, `toke
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from mcore.folders import write_durably
 
 FILE_NAME = "metrics.jsonl"
 
@@ -23,25 +24,22 @@ def append_metrics(path: Path, record: dict[str, Any]) -> None:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All complete records of the file, in order; an empty list if there is no file yet.
 
-    A last line that a crash cut short is left out.
+    A line that a crash cut short is left out.
     """
     if not path.exists():
         return []
     records = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(record, dict) and isinstance(record.get("iteration"), int):
+            records.append(record)
     return records
 
 
 def truncate_metrics(path: Path, iteration: int) -> None:
     """Drop what was logged after `iteration`: a run that resumes there will log it again."""
     kept = [record for record in read_metrics(path) if record["iteration"] <= iteration]
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as file:
-        file.writelines(json.dumps(record) + "\n" for record in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    write_durably(path, "".join(json.dumps(record) + "\n" for record in kept))

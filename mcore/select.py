@@ -3,25 +3,34 @@
 A checkpoint folder holds `latest_checkpointed_iteration.txt` (an integer, or `release` for a converted base) and
 `iter_0000100/` or `release/` in megatron-core's `torch_dist` format. The tracker alone proves nothing: it may be ahead
 of the data, point at a deleted folder, or hold garbage.
+
+Complete means: `metadata.json` and `.metadata` parse, `common.pt` is whole by its own checksums, and every shard is
+there at full length with each of its pieces framed as torch.save left it. Bits that flip inside a piece are for the
+checksums of the artifact store to find.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import pickle
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from mcore.errors import CheckpointError, Problem
 from mcore.metrics import FILE_NAME as METRICS_FILE
 from mcore.metrics import read_metrics
 
 TRACKER = "latest_checkpointed_iteration.txt"
-RELEASE = "release"
+RELEASE: Final = "release"
 Iteration = int | Literal["release"]
+
+_ZIP_HEAD, _ZIP_TAIL, _ZIP_TAIL_BYTES = b"PK\x03\x04", b"PK\x05\x06", 22
+"""First bytes of a zip archive, and first bytes of the record of 22 bytes that ends it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +64,21 @@ def read_tracker(checkpoint: Path) -> Iteration | None:
     return int(text) if re.fullmatch(r"\d{1,12}", text) else None
 
 
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Where one tensor or object lies: bytes `offset` to `offset + length` of a shard."""
+
+    shard: str
+    offset: int
+    length: int
+    is_plain: bool  # as torch.save wrote it, not compressed or otherwise transformed
+
+
 class _Inert:
-    """Stands for any class in a `.metadata` pickle: keeps the state, runs nothing."""
+    """Stands for any class or function in a `.metadata` pickle: keeps the state, runs nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.args = args
+        pass
 
     def __setstate__(self, state: Any) -> None:
         # Classes with __slots__ pickle a (dict, slots) pair, the others a dict.
@@ -67,14 +86,11 @@ class _Inert:
             if isinstance(part, dict):
                 self.__dict__.update(part)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError("inert")
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Take an item of a mapping that is no plain dict, and forget it."""
 
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
+    def append(self, item: Any) -> None:
+        """Take an item of a list that is no plain list, and forget it."""
 
 
 class _InertUnpickler(pickle.Unpickler):
@@ -82,8 +98,8 @@ class _InertUnpickler(pickle.Unpickler):
         return type(name, (_Inert,), {})
 
 
-def shard_lengths(iteration_folder: Path) -> dict[str, int]:
-    """Bytes that each `.distcp` file must at least have, by the checkpoint's own `.metadata`.
+def _read_metadata(iteration_folder: Path) -> tuple[list[_Piece], bool]:
+    """All pieces by the checkpoint's own `.metadata`, and whether it needs a `common.pt`.
 
     No class of the pickle is imported and nothing in it is run.
 
@@ -93,10 +109,17 @@ def shard_lengths(iteration_folder: Path) -> dict[str, int]:
     path = iteration_folder / ".metadata"
     try:
         metadata = _InertUnpickler(io.BytesIO(path.read_bytes())).load()
-        lengths: dict[str, int] = {}
-        for storage in metadata.storage_data.values():
-            end = storage.offset + storage.length
-            lengths[storage.relative_path] = max(lengths.get(storage.relative_path, 0), end)
+        pieces = [
+            _Piece(
+                str(storage.relative_path),
+                int(storage.offset),
+                int(storage.length),
+                not getattr(storage, "transform_descriptors", None),
+            )
+            for storage in metadata.storage_data.values()
+        ]
+        # megatron-core 0.19 moved the common state from a file of its own into the shards.
+        has_common_state = any(str(name).startswith("common_state") for name in metadata.state_dict_metadata)
     except OSError as exc:
         raise CheckpointError(
             f"{iteration_folder.name} is not complete", [Problem(str(path), found="no such file")]
@@ -105,6 +128,24 @@ def shard_lengths(iteration_folder: Path) -> dict[str, int]:
         raise CheckpointError(
             f"{iteration_folder.name} is damaged", [Problem(str(path), "a torch DCP metadata file", repr(exc))]
         ) from exc
+    if not pieces:
+        raise CheckpointError(f"{iteration_folder.name} is empty", [Problem(str(path), "stored tensors", "none")])
+    return pieces, not has_common_state
+
+
+def shard_lengths(iteration_folder: Path) -> dict[str, int]:
+    """Bytes that each `.distcp` file must at least have, by the checkpoint's own `.metadata`.
+
+    Raises:
+        CheckpointError: `.metadata` is missing or can't be parsed.
+    """
+    return _lengths(_read_metadata(iteration_folder)[0])
+
+
+def _lengths(pieces: list[_Piece]) -> dict[str, int]:
+    lengths: dict[str, int] = {}
+    for piece in pieces:
+        lengths[piece.shard] = max(lengths.get(piece.shard, 0), piece.offset + piece.length)
     return lengths
 
 
@@ -120,15 +161,46 @@ def completeness_problems(iteration_folder: Path) -> list[Problem]:
     except (OSError, ValueError, AttributeError) as exc:
         problems.append(Problem(str(marker), "megatron-core's metadata.json", type(exc).__name__))
     try:
-        lengths = shard_lengths(iteration_folder)
+        pieces, needs_common = _read_metadata(iteration_folder)
     except CheckpointError as exc:
         return [*problems, *exc.problems]
-    for name, length in sorted(lengths.items()):
+    if needs_common:
+        problems += _zip_problems(iteration_folder / "common.pt")
+    for name, length in sorted(_lengths(pieces).items()):
         shard = iteration_folder / name
         size = shard.stat().st_size if shard.is_file() else None
         if size is None or size < length:
             problems.append(Problem(str(shard), f"{length} bytes", "no file" if size is None else f"{size} bytes"))
+        else:
+            problems += _frame_problems(shard, [piece for piece in pieces if piece.shard == name])
     return problems
+
+
+def _zip_problems(path: Path) -> list[Problem]:
+    """Findings about a small file of torch.save, by the checksums of the zip archive that it is."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except FileNotFoundError:
+        return [Problem(str(path), "a file", "none")]
+    except Exception as exc:  # a damaged archive may raise anything
+        return [Problem(str(path), "a file of torch.save", repr(exc))]
+    return [Problem(str(path), "intact content", f"damaged: {damaged}")] if damaged else []
+
+
+def _frame_problems(shard: Path, pieces: list[_Piece]) -> list[Problem]:
+    """Findings about a shard at full length: each piece must begin and end as a zip archive of torch.save does."""
+    with shard.open("rb") as file:
+        for piece in pieces:
+            if not piece.is_plain:
+                continue
+            file.seek(piece.offset)
+            head = file.read(len(_ZIP_HEAD))
+            file.seek(max(0, piece.offset + piece.length - _ZIP_TAIL_BYTES))
+            tail = file.read(len(_ZIP_TAIL))
+            if (head, tail) != (_ZIP_HEAD, _ZIP_TAIL):
+                return [Problem(str(shard), f"a tensor of {piece.length} bytes at {piece.offset}", "other bytes")]
+    return []
 
 
 def is_complete(iteration_folder: Path) -> bool:
@@ -191,7 +263,7 @@ def _best(checkpoint: Path) -> Selection:
     losses = {
         record["iteration"]: record["validation_loss"]
         for record in read_metrics(checkpoint / METRICS_FILE)
-        if record.get("validation_loss") is not None
+        if isinstance(record.get("validation_loss"), float | int) and math.isfinite(record["validation_loss"])
     }
     saved = [iteration for iteration in iterations_in(checkpoint) if iteration in losses]
     complete = [iteration for iteration in saved if is_complete(iteration_dir(checkpoint, iteration))]
