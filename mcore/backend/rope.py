@@ -1,0 +1,62 @@
+"""Rotary frequencies, computed by transformers' own code for the model's config.
+
+megatron-core knows one scaling (Llama 3's, with three of its four numbers fixed in the code). Its rotary module needs
+nothing but the inverse frequencies, so they are computed by the functions that the reference model uses and put in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from mcore.errors import ConfigError, Problem
+
+FREQUENCIES_ONLY = ("default", "linear", "llama3")
+"""Rope types that are inverse frequencies and nothing more: no factor on cos and sin, no dependence on length."""
+
+
+def rope_parameters(hf_config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The rope settings of a `config.json`, wherever its version of transformers put them.
+
+    Raises:
+        ConfigError: The scaling needs more than inverse frequencies.
+    """
+    field = "rope_parameters" if hf_config.get("rope_parameters") else "rope_scaling"
+    parameters: Mapping[str, Any] = hf_config.get(field) or {}
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    if kind not in FREQUENCIES_ONLY:
+        raise ConfigError(
+            "the model's rotary embedding can't be built",
+            [
+                Problem(
+                    f"config.json: {field}.rope_type",
+                    f"one of {', '.join(FREQUENCIES_ONLY)}",
+                    repr(kind),
+                    "Within the original context length the model may be used without scaling: remove the field.",
+                )
+            ],
+        )
+    return parameters | {"rope_type": kind}
+
+
+def inverse_frequencies(hf_config: Mapping[str, Any]) -> torch.Tensor:
+    """Inverse frequencies of the rotary embedding, `[head_dim / 2]`, fp32.
+
+    Raises:
+        ConfigError: The scaling needs more than inverse frequencies.
+    """
+    from transformers import AutoConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    kind = rope_parameters(hf_config)["rope_type"]
+    config = AutoConfig.for_model(**hf_config)
+    compute = LlamaRotaryEmbedding.compute_default_rope_parameters if kind == "default" else ROPE_INIT_FUNCTIONS[kind]
+    frequencies, factor = compute(config, device="cpu")
+    if factor != 1.0:
+        raise ConfigError(
+            "the model's rotary embedding can't be built", [Problem(f"rope type {kind}", "factor 1", str(factor))]
+        )
+    return frequencies.float()
