@@ -6,6 +6,12 @@ from pydantic import BaseModel, ConfigDict
 
 
 class StrictModel(BaseModel):
-    """Frozen, refuses unknown keys, and takes the text under each field as its description."""
+    """Frozen, refuses unknown keys and numbers that are none, takes the text under each field as its description."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,  # a gate of infinity would let everything pass
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )

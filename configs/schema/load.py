@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from configs.schema.run import RunConfig
 
@@ -31,11 +34,11 @@ def read_run_file(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
         RunFileError: The file is missing or no mapping, or an override has no `=` or goes through a scalar.
     """
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.load(path.read_text(), _Loader)
     except OSError as exc:
         raise RunFileError([(str(path), f"can't be read: {exc.strerror}")]) from exc
     except (yaml.YAMLError, UnicodeDecodeError) as exc:
-        raise RunFileError([(str(path), f"is no YAML: {exc}")]) from exc
+        raise RunFileError([(str(path), f"is no YAML: {_one_line(exc)}")]) from exc
     if not isinstance(raw, dict):
         raise RunFileError([(str(path), f"must hold a mapping, found {type(raw).__name__}")])
     problems = []
@@ -47,39 +50,100 @@ def read_run_file(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
         *groups, field = name.split(".")
         target = raw
         for group in groups:
-            child = target.setdefault(group, {})
-            if not isinstance(child, dict):
+            if target.get(group) is None:
+                target[group] = {}
+            target = target[group]
+            if not isinstance(target, dict):
                 problems.append((f"--set {override}", f"{group} is a value, not a group"))
                 break
-            target = child
         else:
-            target[field] = _yaml_scalar(value)
+            try:
+                target[field] = _yaml_value(value)
+            except yaml.YAMLError as exc:
+                problems.append((f"--set {override}", f"the value is no YAML: {_one_line(exc)}"))
     if problems:
         raise RunFileError(problems)
     return raw
 
 
-def _yaml_scalar(text: str) -> Any:
-    value = yaml.safe_load(text)
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, but a key that is given twice is an error instead of hiding the first one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # refused by the parent class
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _yaml_value(text: str) -> Any:
     # YAML 1.1 takes 1e-4 for text; people who type it on a command line mean the number.
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", text):
+        return float(text)
+    return yaml.load(text, _Loader)
 
 
-def validation_problems(error: ValidationError) -> list[tuple[str, str]]:
-    """pydantic's findings as (dotted place, message) pairs."""
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def validation_problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[str, str]]:
+    """Findings of pydantic as (dotted place, what is wrong) pairs.
+
+    Args:
+        error: What validating raised.
+        model: What was validated against; a key that it does not know is compared with those that it knows.
+    """
     return [
-        (
-            ".".join(str(part) for part in finding["loc"]) or "run",
-            finding["msg"].removeprefix("Value error, ")
-            + ("" if finding["type"] in {"missing", "value_error"} else f", found {finding['input']!r}"),
-        )
-        for finding in error.errors()
+        (".".join(str(part) for part in finding["loc"]) or "run", _what_is_wrong(finding, model))
+        for finding in error.errors(include_url=False)
     ]
+
+
+def _what_is_wrong(finding: ErrorDetails, model: type[BaseModel]) -> str:
+    kind, message = finding["type"], finding["msg"]
+    if kind == "missing":
+        return "is missing"
+    if kind == "extra_forbidden":
+        alike = _similar_field(finding["loc"], model)
+        return f"unknown key; did you mean {alike}?" if alike else "unknown key"
+    if kind == "value_error":
+        return message.removeprefix("Value error, ")
+    if kind == "tuple_type":  # a list in YAML
+        message = "input should be a list"
+    return f"{message[0].lower()}{message[1:]}, found {finding['input']!r}"
+
+
+def _similar_field(place: tuple[int | str, ...], model: type[BaseModel]) -> str | None:
+    """The dotted place that was probably meant: a similar name in the same group, or the name in another group."""
+    *groups, name = (str(part) for part in place if isinstance(part, str))
+    known = _fields(model)
+    prefix = "".join(f"{group}." for group in groups)
+    siblings = [path.removeprefix(prefix) for path in known if path.startswith(prefix)]
+    close = get_close_matches(name, [sibling for sibling in siblings if "." not in sibling], n=1)
+    if close:
+        return prefix + close[0]
+    return next((path for path in known if path.rpartition(".")[2] == name), None)
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Dotted names of all fields of a model and of the models in it."""
+    names = []
+    for name, field in model.model_fields.items():
+        names.append(prefix + name)
+        for inner in _models_in(field.annotation):
+            names += _fields(inner, f"{prefix}{name}.")
+    return names
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
 
 
 def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -92,4 +156,4 @@ def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as exc:
-        raise RunFileError(validation_problems(exc)) from exc
+        raise RunFileError(validation_problems(exc, RunConfig)) from exc

@@ -43,20 +43,7 @@ class RunConfig(StrictModel):
 
     @model_validator(mode="after")
     def _layout_divides(self) -> Self:
-        problems = []
-        world_size, model_parallel_size = self.launch.nproc_per_node, self.train.model_parallel_size
-        if world_size % model_parallel_size:
-            problems.append(
-                f"launch.nproc_per_node ({world_size}) must be a multiple of tensor_model_parallel_size x "
-                f"pipeline_model_parallel_size ({model_parallel_size})"
-            )
-        else:
-            samples = self.train.micro_batch_size * self.data_parallel_size
-            if self.train.global_batch_size % samples:
-                problems.append(
-                    f"train.global_batch_size ({self.train.global_batch_size}) must be a multiple of micro_batch_size x "
-                    f"data parallel size ({self.train.micro_batch_size} x {self.data_parallel_size} = {samples})"
-                )
+        problems = layout_problems(self.train, self.launch)
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -65,3 +52,21 @@ class RunConfig(StrictModel):
     def data_parallel_size(self) -> int:
         """Copies of the model that train on different samples."""
         return self.launch.nproc_per_node // self.train.model_parallel_size
+
+
+def layout_problems(train: TrainConfig, launch: LaunchConfig) -> list[str]:
+    """What is wrong between the number of processes, the layout and the batch sizes."""
+    world_size, model_parallel_size = launch.nproc_per_node, train.model_parallel_size
+    if world_size % model_parallel_size:
+        return [
+            f"launch.nproc_per_node ({world_size}) must be a multiple of tensor_model_parallel_size x "
+            f"pipeline_model_parallel_size ({model_parallel_size})"
+        ]
+    data_parallel_size = world_size // model_parallel_size
+    samples = train.micro_batch_size * data_parallel_size
+    if train.global_batch_size % samples:
+        return [
+            f"train.global_batch_size ({train.global_batch_size}) must be a multiple of micro_batch_size x "
+            f"data parallel size ({train.micro_batch_size} x {data_parallel_size} = {samples})"
+        ]
+    return []

@@ -172,4 +172,4 @@ def load_suite(path: Path) -> Suite:
     try:
         return Suite.model_validate(raw)
     except ValidationError as exc:
-        raise RunFileError(validation_problems(exc)) from exc
+        raise RunFileError(validation_problems(exc, Suite)) from exc
