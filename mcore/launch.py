@@ -1,0 +1,281 @@
+"""Child processes: started under a supervisor, watched, ended as a whole tree, and their errors typed again.
+
+No output passes through a pipe: it goes to a log file that outlives everybody, and a sample of its lines to the
+caller. See `mcore/supervise.py` for what keeps children from outliving the run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from mcore import supervise
+from mcore.child import ERROR_FILE_VARIABLE, QUIET_ENVIRONMENT
+from mcore.errors import (
+    EXIT_GATE,
+    EXIT_INPUT,
+    EXIT_RESUME,
+    GateError,
+    InfrastructureError,
+    InputError,
+    LaunchError,
+    PipelineError,
+    Problem,
+    error_from_json,
+)
+
+POLL_S = 0.2
+GRACE_S = 20.0
+"""Seconds between SIGTERM and SIGKILL. Prefect kills a cancelled flow 30 s after it asked; this ends before."""
+LEAVE_S = 25.0
+"""Seconds that a cancelled caller waits for the tree to end; what takes longer the supervisor ends without it."""
+SILENCE_S = 600.0
+"""Seconds without a line of output after which the caller is told."""
+TAIL_LINES = 100
+TAIL_BYTES = 64 * 1024
+
+_MARK = "MCORE_FLOWS_LAUNCH"
+"""Environment variable with a random value for each launch: finds what a killed supervisor left behind."""
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    log_path: Path,
+    error_file: Path,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    timeout_s: float | None = None,
+    grace_s: float = GRACE_S,
+    lock: Path | None = None,
+    on_line: Callable[[str], None] | None = None,
+    on_tick: Callable[[], None] | None = None,
+) -> None:
+    """Run a command to its end.
+
+    If anything is raised meanwhile (a cancel, Ctrl-C, an error of a callback), the command's tree is ended first.
+
+    Args:
+        argv: The command.
+        log_path: File that all its output is appended to.
+        error_file: Where the command leaves its error document (`mcore/child.py`).
+        env: Further environment variables.
+        cwd: Its working directory.
+        timeout_s: Seconds it may take.
+        grace_s: Seconds its processes get to end by themselves when they are asked to.
+        lock: File that is locked while any of its processes lives; waited for before the start.
+        on_line: Gets a sample of the lines of output, as they come.
+        on_tick: Called several times a second while the command runs.
+
+    Raises:
+        PipelineError: What the command itself raised, as the same class.
+        InfrastructureError: It was killed, or some of its processes were lost.
+        LaunchError: It ended otherwise than well, or took too long.
+    """
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    error_file.unlink(missing_ok=True)
+    words = [os.fspath(word) for word in argv]
+    name = _name(words)
+    mark = uuid.uuid4().hex
+    options = ["--parent", str(os.getpid()), "--grace-s", str(grace_s)]
+    if lock is not None:
+        options += ["--lock", os.fspath(lock)]
+    with log_path.open("a") as log:
+        log.write(f"$ {shlex.join(words)}\n")
+        log.flush()
+        start = log.tell()
+        sampler = LineSampler(log_path, start, on_line or (lambda line: None))
+        # -I keeps the folder of supervise.py, which has a select.py too, off the supervisor's module path.
+        process = subprocess.Popen(
+            [sys.executable, "-I", supervise.__file__, *options, "--", *words],
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **QUIET_ENVIRONMENT, **(env or {}),
+                 ERROR_FILE_VARIABLE: os.fspath(error_file), _MARK: mark},
+            cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        in_time = _watch(process, timeout_s, sampler, on_tick)
+    except BaseException:
+        _end(process, LEAVE_S)
+        raise
+    if not in_time:
+        _end(process, grace_s + supervise.LEFTOVER_GRACE_S + supervise.KILL_WAIT_S)
+    sampler.read(final=True)
+    tail = tail_of(log_path, start)
+    if not in_time:
+        raise LaunchError(f"{name} took longer than {timeout_s:g} s and was ended", log_path=log_path, tail=tail)
+    if process.returncode < 0:
+        _kill_marked(mark)
+    if process.returncode != 0:
+        raise _error(name, process.returncode, log_path, tail, error_file)
+
+
+def _watch(
+    process: subprocess.Popen[bytes],
+    timeout_s: float | None,
+    sampler: LineSampler,
+    on_tick: Callable[[], None] | None,
+) -> bool:
+    """Wait for the end; False if the time was up first."""
+    deadline = time.monotonic() + timeout_s if timeout_s is not None else float("inf")
+    while True:
+        try:
+            process.wait(timeout=POLL_S)
+            return True
+        except subprocess.TimeoutExpired:
+            sampler.read()
+            if on_tick is not None:
+                on_tick()
+        if time.monotonic() >= deadline:
+            return False
+
+
+def _end(process: subprocess.Popen[bytes], wait_s: float) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=wait_s)
+    except subprocess.TimeoutExpired:
+        return  # the supervisor goes on ending its tree, and holds the lock until it has
+
+
+def _error(name: str, returncode: int, log_path: Path, tail: str, error_file: Path) -> PipelineError:
+    """What an exit status other than 0 means."""
+
+    def infrastructure(what: str, status: int, problems: Iterable[Problem] = ()) -> PipelineError:
+        return InfrastructureError(f"{name} {what}", problems, returncode=status, log_path=log_path, tail=tail)
+
+    if returncode < 0:
+        return infrastructure(f"lost its supervisor ({_signal_name(-returncode)})", returncode)
+    try:
+        reported = error_from_json(error_file.read_text())
+    except (OSError, ValueError):
+        reported = None
+    lost = _lost_rank(tail)
+    # The ranks that a lost one leaves behind may well report that, and it looks like a defect of theirs.
+    if lost and (reported is None or type(reported) is PipelineError):
+        return infrastructure(f"lost a process ({_signal_name(lost)})", -lost, reported.problems if reported else ())
+    if reported is not None:
+        return reported
+    if returncode > 128:
+        return infrastructure(f"was ended by {_signal_name(returncode - 128)}", 128 - returncode)
+    if returncode == EXIT_RESUME:
+        return infrastructure("saved and left on request; started again, it goes on from there", returncode)
+    if returncode == EXIT_INPUT:
+        return InputError(f"{name} refused its input", [f"its last lines:\n{tail}"])
+    if returncode == EXIT_GATE:
+        return GateError(f"the gate of {name} said no", [f"its last lines:\n{tail}"])
+    return LaunchError(
+        f"{name} ended with exit status {returncode}", returncode=returncode, log_path=log_path, tail=tail
+    )
+
+
+def _lost_rank(tail: str) -> int | None:
+    """The signal that a rank was lost to, by torchrun's summary; None if all ended by themselves or were asked to."""
+    numbers = {int(number) for number in re.findall(r"^\s*exitcode\s*: -(\d+) \(pid: \d+\)", tail, re.MULTILINE)}
+    return min(numbers - {signal.SIGTERM}, default=None)
+
+
+class LineSampler:
+    """Hands on the lines of a growing file, but no flood: a burst, then a few a second, and how many were left out.
+
+    Args:
+        path: The file.
+        offset: Bytes to skip.
+        on_line: Gets each line.
+        burst: Lines that go through at once.
+        per_s: Lines a second after that.
+    """
+
+    def __init__(
+        self, path: Path, offset: int, on_line: Callable[[str], None], *, burst: int = 40, per_s: float = 1.0
+    ) -> None:
+        self._path = path
+        self._offset = offset
+        self._on_line = on_line
+        self._burst = burst
+        self._per_s = per_s
+        self._allowance = float(burst)
+        self._rest = b""
+        self._left_out = 0
+        self._last_refill = self._last_output = time.monotonic()
+
+    def read(self, *, final: bool = False) -> None:
+        """Take what is new; `final` also takes a last line without an end."""
+        now = time.monotonic()
+        self._allowance = min(self._burst, self._allowance + (now - self._last_refill) * self._per_s)
+        self._last_refill = now
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            new = file.read()
+        self._offset += len(new)
+        *lines, self._rest = (self._rest + new).split(b"\n")
+        if final and self._rest:
+            lines.append(self._rest)
+        for line in lines:
+            self._pass_on(line.decode(errors="replace").rstrip())
+        if new:
+            self._last_output = now
+        elif now - self._last_output >= SILENCE_S:
+            self._on_line(f"no output for {SILENCE_S:.0f} s")
+            self._last_output = now
+        if final:
+            self._tell_left_out()
+
+    def _pass_on(self, line: str) -> None:
+        if not line:
+            return
+        if self._allowance < 1:
+            self._left_out += 1
+            return
+        self._tell_left_out()
+        self._allowance -= 1
+        self._on_line(line)
+
+    def _tell_left_out(self) -> None:
+        if self._left_out:
+            self._on_line(f"… {self._left_out} lines left out, all are in {self._path}")
+            self._left_out = 0
+
+
+def tail_of(path: Path, offset: int = 0) -> str:
+    """The last lines of a log file, from `offset` on."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(offset, size - TAIL_BYTES))
+        text = file.read().decode(errors="replace")
+    return "\n".join(text.splitlines()[-TAIL_LINES:])
+
+
+def _kill_marked(mark: str) -> None:
+    """End what a supervisor that was killed left behind; its children are nobody's descendants any more."""
+    needle = f"{_MARK}={mark}".encode()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if needle in (entry / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(entry.name), signal.SIGKILL)
+            except OSError:
+                continue  # another user's, or it ended meanwhile
+
+
+def _name(words: Sequence[str]) -> str:
+    """`mcore.bridge convert` for `python -m mcore.bridge convert --hf …`."""
+    for index, word in enumerate(words):
+        if word.startswith("mcore.") and words[index - 1] == "-m":
+            command = words[index + 1 : index + 2]
+            return " ".join([word, *command]) if command and command[0].isalpha() else word
+    return Path(words[0]).name
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
