@@ -86,10 +86,10 @@ def whole_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
         ConfigError: `output` exists and `overwrite` is off, or another process is making it.
         ArtifactError: The folder could not be made.
     """
+    refuse_existing(output, overwrite=overwrite)
     output = output.absolute()
     partial = output.with_name(f".{output.name}.partial")
     replaced = output.with_name(f".{output.name}.replaced")
-    refuse_existing(output, overwrite=overwrite)
     try:
         descriptor = _claim(partial)
     except OSError as exc:
