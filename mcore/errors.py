@@ -16,6 +16,7 @@
     ├── ArtifactError                             the artifact store can't do what was asked
     └── LaunchError                               a child process ended badly
         └── InfrastructureError                   … for a reason that a retry may cure (killed, lost, I/O)
+            └── StoppedError      exit status 75  … because it was asked to: it saved, and goes on when started again
 
 An error carries *all* problems that were found. Each problem names the object, what was expected, what was found and
 what to do. A child process writes its error to a JSON file (`mcore/child.py`); the parent raises the same class again.
@@ -187,6 +188,12 @@ class LaunchError(PipelineError):
 
 class InfrastructureError(LaunchError):
     """A child process was lost for a reason outside the work itself; running it again may succeed."""
+
+
+class StoppedError(InfrastructureError):
+    """A training process saved and left because it was asked to (SIGTERM); started again, it goes on from there."""
+
+    exit_status = EXIT_RESUME
 
 
 def _all_classes(base: type[PipelineError]) -> dict[str, type[PipelineError]]:
