@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -43,7 +43,7 @@ def _enter_bridges(stack: ExitStack) -> None:
 
 
 @contextlib.contextmanager
-def _replaced(owner: Any, **attributes: Callable[..., Any]) -> Iterator[None]:
+def _replaced(owner: Any, **attributes: Any) -> Iterator[None]:
     before = {name: getattr(owner, name) for name in attributes}
     try:
         for name, value in attributes.items():

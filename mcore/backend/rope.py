@@ -24,7 +24,7 @@ def rope_parameters(hf_config: Mapping[str, Any]) -> Mapping[str, Any]:
         ConfigError: The scaling needs more than inverse frequencies.
     """
     field = "rope_parameters" if hf_config.get("rope_parameters") else "rope_scaling"
-    parameters: Mapping[str, Any] = hf_config.get(field) or {}
+    parameters: dict[str, Any] = dict(hf_config.get(field) or {})
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if kind not in FREQUENCIES_ONLY:
         raise ConfigError(
@@ -47,14 +47,20 @@ def inverse_frequencies(hf_config: Mapping[str, Any]) -> torch.Tensor:
     Raises:
         ConfigError: The scaling needs more than inverse frequencies.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     kind = rope_parameters(hf_config)["rope_type"]
-    config = AutoConfig.for_model(**hf_config)
-    compute = LlamaRotaryEmbedding.compute_default_rope_parameters if kind == "default" else ROPE_INIT_FUNCTIONS[kind]
-    frequencies, factor = compute(config, device="cpu")
+    default: Any = LlamaRotaryEmbedding.compute_default_rope_parameters
+    try:
+        config = AutoConfig.for_model(**hf_config)
+        frequencies, factor = (default if kind == "default" else ROPE_INIT_FUNCTIONS[kind])(config, device="cpu")
+    except (StrictDataclassError, ValueError, TypeError, KeyError) as exc:
+        raise ConfigError(
+            "the model's config is not valid", [Problem("config.json", f"what transformers takes: {exc}")]
+        ) from exc
     if factor != 1.0:
         raise ConfigError(
             "the model's rotary embedding can't be built", [Problem(f"rope type {kind}", "factor 1", str(factor))]

@@ -1,0 +1,107 @@
+"""Tiny Hugging Face models with every tensor perturbed, and megatron models with the same weights.
+
+Random-initialised norms are all ones and biases all zeros, which hides swapped or dropped ones: here nothing is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from torch import Tensor
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from mcore.bridge.dims import ModelDims
+from mcore.bridge.families import family_of_config
+
+SIZES = {
+    "vocab_size": 250,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 128,
+}
+PADDED_VOCAB_SIZE = 384
+"""Rows: at TP2 the second rank holds 192 of which 58 are real; at TP4 the last one holds nothing but padding."""
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.5,
+    "high_freq_factor": 3.0,
+    "original_max_position_embeddings": 24,
+}
+"""Every number differs from those that megatron-core has fixed, and the short context makes all three bands occur."""
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}
+
+MODELS: Mapping[str, tuple[type[PreTrainedModel], type[Any], Mapping[str, Any]]] = {
+    "llama": (LlamaForCausalLM, LlamaConfig, {"rms_norm_eps": 1e-5}),
+    "llama_bias": (LlamaForCausalLM, LlamaConfig, {"attention_bias": True, "mlp_bias": True}),
+    "llama3": (LlamaForCausalLM, LlamaConfig, {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": True}),
+    "llama_linear": (LlamaForCausalLM, LlamaConfig, {"rope_parameters": LINEAR_ROPE}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
+    "qwen2_tied": (Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": True}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 24}),
+    "qwen3_tied": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 24, "tie_word_embeddings": True}),
+}
+
+
+def tiny_hf_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model of `MODELS` in eval mode, and the mapping of its `config.json`."""
+    model_class, config_class, options = MODELS[name]
+    hf_config = config_class(**{**SIZES, **options})
+    generator = torch.Generator().manual_seed(seed)
+    model = model_class(hf_config).eval()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "norm" in parameter_name:
+                parameter.copy_(1 + 0.3 * noise)
+            elif parameter_name.endswith("bias"):
+                parameter.copy_(0.3 * noise)
+            else:
+                parameter.copy_(noise / parameter.shape[-1] ** 0.5)
+    config = hf_config.to_dict() | {"architectures": [model_class.__name__]}
+    model.to(dtype)
+    # `to` rounds the rotary frequencies as well, which a model loaded in bf16 keeps in fp32.
+    model.model.rotary_emb = type(model.model.rotary_emb)(hf_config)
+    return model, config
+
+
+def mcore_tensors(model: PreTrainedModel, hf_config: Mapping[str, Any], *, padded_vocab_size: int) -> dict[str, Tensor]:
+    """The model's weights as a megatron checkpoint names and stacks them, made by the bridge's rules."""
+    dims = ModelDims.from_hf_config(hf_config, make_vocab_size_divisible_by=padded_vocab_size)
+    state = model.state_dict()
+    tensors = {}
+    for rule in family_of_config(hf_config).rules:
+        if rule.applies(dims):
+            layers = range(dims.num_layers) if rule.per_layer else (0,)
+            parts = [rule.to_mcore([state[name] for name in rule.hf_names(layer)], dims) for layer in layers]
+            tensors[rule.mcore_key] = torch.stack(parts) if rule.per_layer else parts[0]
+    return tensors
+
+
+@torch.no_grad()
+def fill(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy this rank's parts of global tensors into a megatron model, by its own sharded state dict."""
+    for entry in nested_values(model.sharded_state_dict()):
+        parts = list(nested_values(entry.build())) if isinstance(entry, ShardedTensorFactory) else [entry]
+        for part in parts:
+            if isinstance(part, ShardedTensor):
+                assert tuple(part.global_shape) == tuple(tensors[part.key].shape), part.key
+                part.data.copy_(tensors[part.key][part.global_slice()].reshape(part.data.shape))
+    assert all(not parameter.isnan().any() for parameter in model.parameters())
