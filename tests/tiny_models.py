@@ -60,7 +60,9 @@ MODELS: Mapping[str, tuple[type[PreTrainedModel], type[Any], Mapping[str, Any]]]
 }
 
 
-def tiny_hf_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, dict[str, Any]]:
+def tiny_hf_model(
+    name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A model of `MODELS` in eval mode, and the mapping of its `config.json`."""
     model_class, config_class, options = MODELS[name]
     hf_config = config_class(**{**SIZES, **options})
