@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factories
 
 from mcore.backend.layout import Layout
 from mcore.backend.model import build_model
@@ -59,7 +59,9 @@ def sharded_shapes(
             params_dtype=params_dtype,
             backend="torch",
         )
-        entries = list(nested_values(model.sharded_state_dict()))
+        content = model.sharded_state_dict()
+        apply_factories(content)  # a gated MLP's fc1 is two tensors under one key
+        entries = list(nested_values(content))
     return CheckpointContent(
         {e.key: ShardedShape(tuple(e.global_shape), e.dtype) for e in entries if isinstance(e, ShardedTensor)},
         tuple(sorted(e.unique_key for e in entries if isinstance(e, ShardedObject))),
