@@ -56,7 +56,8 @@ def inverse_frequencies(hf_config: Mapping[str, Any]) -> torch.Tensor:
     default: Any = LlamaRotaryEmbedding.compute_default_rope_parameters
     try:
         config = AutoConfig.for_model(**hf_config)
-        frequencies, factor = (default if kind == "default" else ROPE_INIT_FUNCTIONS[kind])(config, device="cpu")
+        with torch.device("cpu"):  # whatever device a plan on the meta device has made the default
+            frequencies, factor = (default if kind == "default" else ROPE_INIT_FUNCTIONS[kind])(config, device="cpu")
     except (StrictDataclassError, ValueError, TypeError, KeyError) as exc:
         raise ConfigError(
             "the model's config is not valid", [Problem("config.json", f"what transformers takes: {exc}")]
