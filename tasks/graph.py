@@ -3,6 +3,9 @@
 A stage's key is the digest of its ingredients: its version, the fields of the run that it reads, the digests of the
 files that it reads, and the keys of its inputs. Since keys follow from keys, `mcore-flows plan` needs no artifact to
 say what a run would do, and a run that is started again finds what is already there.
+
+A proof must stand before what it guards may start, but does not change what comes out. So it is named in the lineage
+and not in the key: a stricter proof is made anew, and what was trained behind the old one stays.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs.schema.run import RunConfig
 from mcore.artifacts import Store, digest_of, folder_digest
+from mcore.data.sampling import parse_spec
 
 if TYPE_CHECKING:
     from mcore.sources.resolve import ResolvedSource
@@ -47,9 +51,9 @@ class Stage:
     Attributes:
         name: Name of the stage in this graph.
         kind: Kind of artifact it makes; stages of one kind run the same code.
-        inputs: Role of each input and the stage it comes from. A stage behind a proof has the proof as an input, so
-            that nothing unproven goes on.
+        inputs: Role of each input and the stage it comes from.
         reads: Groups and fields of the run that it reads, and nothing else. A group stands for all its fields.
+        proofs: Role and stage of each proof that it waits for, so that nothing unproven goes on.
         version: Raised when the same ingredients would give another artifact than before.
     """
 
@@ -57,6 +61,7 @@ class Stage:
     kind: str
     inputs: Mapping[str, str]
     reads: tuple[str, ...] = ()
+    proofs: Mapping[str, str] = field(default_factory=dict)
     version: int = 1
 
 
@@ -65,13 +70,13 @@ STAGES = (
     Stage("fetch",          "fetch",    {}),
     Stage("convert",        "convert",  {"hf": "fetch"}, ("convert",)),
     Stage("verify_convert", "verify",   {"hf": "fetch", "mcore": "convert"}, ("verify",)),
-    Stage("train",          "train",    {"base": "convert", "proof": "verify_convert"},
-          ("data", "train", "launch.nproc_per_node")),
+    Stage("train",          "train",    {"base": "convert"}, ("data", "train", "launch.nproc_per_node"),
+          proofs={"proof": "verify_convert"}),
     Stage("select",         "select",   {"trained": "train"}, ("select",)),
     Stage("export",         "export",   {"trained": "train", "selection": "select"}, ("export",)),
     Stage("verify_export",  "verify",   {"hf": "export", "mcore": "train", "selection": "select"}, ("verify",)),
     Stage("evaluate_base",  "evaluate", {"model": "fetch"}, _EVALUATION),
-    Stage("evaluate_tuned", "evaluate", {"model": "export", "proof": "verify_export"}, _EVALUATION),
+    Stage("evaluate_tuned", "evaluate", {"model": "export"}, _EVALUATION, proofs={"proof": "verify_export"}),
     Stage("compare",        "compare",  {"base": "evaluate_base", "tuned": "evaluate_tuned"},
           ("evaluate.min_pass_rate", "evaluate.max_regression")),
 )
@@ -88,7 +93,7 @@ class StagePlan:
         kind: Kind of its artifact.
         key: Key of its artifact.
         ingredients: All that went into the key.
-        inputs: `kind/key` of each input by its role; the kind `local` is a folder outside the store.
+        inputs: `kind/key` of each input and proof by its role; the kind `local` is a folder outside the store.
     """
 
     name: str
@@ -117,7 +122,7 @@ def stages(run: RunConfig, source: ResolvedSource, store: Store) -> tuple[StageP
     made: dict[str, str] = {}
     plans = []
     if source.path is not None:
-        files = folder_digest(store.digests, Path(source.path).absolute(), patterns=MODEL_FILES)
+        files = folder_digest(store.digests, Path(source.path), patterns=MODEL_FILES)
         made["fetch"] = f"{LOCAL}/{digest_of(files)}"
     for stage in STAGES:
         evaluates = stage.kind in {"evaluate", "compare"}
@@ -128,7 +133,8 @@ def stages(run: RunConfig, source: ResolvedSource, store: Store) -> tuple[StageP
         if stage.name == "fetch":
             ingredients["source"] = source.identity
         ingredients["config"] = {name: _ingredient(run, name, store) for name in fields_read(stage)}
-        plan = StagePlan(stage.name, stage.kind, digest_of(ingredients), ingredients, inputs)
+        proofs = {role: made[name] for role, name in stage.proofs.items()}
+        plan = StagePlan(stage.name, stage.kind, digest_of(ingredients), ingredients, inputs | proofs)
         made[stage.name] = plan.artifact
         plans.append(plan)
     return tuple(plans)
@@ -152,11 +158,12 @@ def _ingredient(run: RunConfig, name: str, store: Store) -> Any:
     if name not in _FILE_FIELDS:
         return value
     if isinstance(value, str):
-        return store.digests.digest(Path(value).absolute())
+        return store.digests.digest(Path(value))
     return [_dataset_ingredient(entry, store) for entry in value]
 
 
-def _dataset_ingredient(entry: str, store: Store) -> str:
+def _dataset_ingredient(entry: str, store: Store) -> list[str | int | None]:
     """`path#N` with the file's digest in place of its path."""
-    path, hash_sign, count = entry.partition("#")
-    return store.digests.digest(Path(path).absolute()) + hash_sign + count
+    spec = parse_spec(entry)
+    assert not isinstance(spec, str), f"{entry}: {spec}; preflight should have said so"
+    return [store.digests.digest(spec.path), spec.num_rows]

@@ -1,0 +1,11 @@
+"""`fetch`: a remote model becomes an ordinary Hugging Face folder. A local folder is used where it is."""
+
+from __future__ import annotations
+
+from tasks.stage import Job, stage
+
+
+@stage("fetch")
+def fetch(job: Job) -> None:
+    """Base model from its source, as a Hugging Face folder."""
+    job.python("mcore.sources", "fetch", job.run.model.source, "--output", job.output, "--overwrite")

@@ -1,0 +1,227 @@
+"""What all stages share: look the artifact up, or make it in a child process and commit it.
+
+A stage is a function that makes one artifact in `job.output`. `@stage(name)` turns it into a Prefect task:
+
+    @stage("convert")
+    def convert(job: Job, *, hf: ArtifactRef) -> None:
+        job.python("mcore.bridge", "convert", "--hf", hf.path, "--output", job.output, …)
+
+In a flow it is called with the planned run and its inputs, `convert(planned, hf=source)`, and returns a reference to
+the artifact. The store is the truth, so Prefect's own cache is off; what the store has is reused, as a state named
+Cached. Tasks are called directly, never submitted: a submitted task does not see that its run is cancelled.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec
+
+from prefect import Task, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.runtime import task_run as current_task_run
+from prefect.states import Completed
+from prefect.tasks import exponential_backoff
+
+from configs.schema.run import RunConfig
+from mcore import launch
+from mcore.artifacts import ArtifactRef, Store
+from mcore.errors import ArtifactError, GateError, InfrastructureError
+from mcore.folders import remove
+from tasks.graph import StagePlan
+from tasks.versions import versions_of
+
+P = ParamSpec("P")
+
+LOG = "stage.log"
+METRICS = "metrics.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a stage went: reused or run, and how long it took in this run."""
+
+    name: str
+    artifact: ArtifactRef
+    cached: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """A run and all that follows from it before anything is started.
+
+    Attributes:
+        run: The run.
+        store: Where its artifacts are.
+        plans: Its stages by name.
+        outcomes: Filled while it runs, a stage at a time.
+    """
+
+    run: RunConfig
+    store: Store
+    plans: Mapping[str, StagePlan]
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def stage_dir(self, name: str) -> Path:
+        """Log of a stage in this run, and the report of a gate that said no."""
+        return self.store.run_dir(self.run.name) / name
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One execution of a stage.
+
+    Attributes:
+        run: The run.
+        output: The folder to make. A stage that goes on from what an earlier attempt left finds that here.
+        stage_dir: Where the log goes.
+        lock: Held while any process of the stage lives.
+        interpreter: Python of the environment that the stage runs in.
+        say: Takes a line for the flow's log.
+    """
+
+    run: RunConfig
+    output: Path
+    stage_dir: Path
+    lock: Path
+    interpreter: str
+    say: Callable[[str], None]
+
+    def python(self, module: str, *arguments: str | Path | float, **options: Any) -> None:
+        """Run `python -m module arguments` to its end; options as in `mcore.launch.run`."""
+        self.launch([self.interpreter, "-m", module, *map(str, arguments)], **options)
+
+    def launch(self, argv: list[str], **options: Any) -> None:
+        """Run a command to its end; options as in `mcore.launch.run`."""
+        launch.run(
+            argv,
+            log_path=self.stage_dir / LOG,
+            error_file=self.stage_dir / "error.json",
+            timeout_s=self.run.launch.timeout_s,
+            lock=self.lock,
+            on_line=self.say,
+            **options,
+        )
+
+
+def stage(
+    name: str, *, interpreter: Callable[[RunConfig], str] = lambda run: sys.executable
+) -> Callable[[Callable[Concatenate[Job, P], None]], Callable[Concatenate[PlannedRun, P], ArtifactRef]]:
+    """Make a Prefect task of a function that makes an artifact.
+
+    Args:
+        name: The stage's name in `tasks/graph.py`.
+        interpreter: Python that its commands run in, if not this one.
+    """
+
+    def decorate(make: Callable[Concatenate[Job, P], None]) -> Callable[Concatenate[PlannedRun, P], ArtifactRef]:
+        @task(name=name, description=make.__doc__, cache_policy=NO_CACHE, persist_result=False)
+        def run_stage(planned: PlannedRun, inputs: Mapping[str, ArtifactRef]) -> Any:
+            return _reuse_or_make(planned, planned.plans[name], make, inputs, interpreter(planned.run))
+
+        @functools.wraps(make)
+        def call(planned: PlannedRun, /, *args: P.args, **inputs: P.kwargs) -> ArtifactRef:
+            return _call(run_stage, planned, planned.plans[name], inputs)
+
+        return call
+
+    return decorate
+
+
+def _call(run_stage: Task[..., Any], planned: PlannedRun, plan: StagePlan, inputs: Mapping[str, Any]) -> ArtifactRef:
+    given = {role: f"{ref.kind}/{ref.key}" for role, ref in inputs.items()}
+    assert given == plan.inputs, f"the flow hands {plan.name} other inputs than the graph says: {given}, {plan.inputs}"
+    limits = planned.run.launch
+    begin = time.monotonic()
+    state: State[ArtifactRef] = run_stage.with_options(  # type: ignore[assignment]
+        retries=limits.retries,
+        retry_delay_seconds=exponential_backoff(limits.retry_delay_s),
+        retry_condition_fn=is_worth_a_retry,
+    )(planned, inputs, return_state=True)
+    artifact = state.result()
+    planned.outcomes.append(Outcome(plan.name, artifact, state.name == "Cached", time.monotonic() - begin))
+    return artifact
+
+
+def is_worth_a_retry(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """Only what was lost for a reason outside the work is started again; never a failed gate or a wrong input."""
+    return isinstance(state.result(raise_on_failure=False), InfrastructureError)
+
+
+def _reuse_or_make(
+    planned: PlannedRun,
+    plan: StagePlan,
+    make: Callable[..., None],
+    inputs: Mapping[str, ArtifactRef],
+    interpreter: str,
+) -> State[ArtifactRef] | ArtifactRef:
+    logger, store, stage_dir = get_run_logger(), planned.store, planned.stage_dir(plan.name)
+    first_attempt = (current_task_run.run_count or 1) == 1
+    with _locked(store, plan, logger.info):
+        status = store.status(plan.kind, plan.key)
+        if status.manifest is not None:
+            return Completed(name="Cached", message=f"{plan.artifact} is reused", data=store.ref(status.manifest))
+        if status.state == "damaged":
+            logger.warning("%s is damaged and made again: %s", plan.artifact, status.why)
+        if first_attempt:
+            remove(stage_dir)  # what an earlier run of this name left
+        stage_dir.mkdir(parents=True, exist_ok=True)
+        job = Job(
+            run=planned.run,
+            output=store.partial(plan.kind, plan.key),
+            stage_dir=stage_dir,
+            lock=store.root / ".locks" / f"{plan.kind}-{plan.key}.processes",
+            interpreter=interpreter,
+            say=logger.info,
+        )
+        versions = versions_of(interpreter)
+        begin = time.monotonic()
+        try:
+            make(job, **inputs)
+        except GateError:
+            _keep_report(job)
+            raise
+        return store.commit(
+            plan.kind,
+            plan.key,
+            inputs=plan.inputs,
+            ingredients=plan.ingredients,
+            metrics=_figures(job.output),
+            versions=versions,
+            duration_s=time.monotonic() - begin,
+        )
+
+
+@contextmanager
+def _locked(store: Store, plan: StagePlan, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the right to make the artifact; tell if another run has it first."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(store.lock(plan.kind, plan.key, timeout_s=0))
+        except ArtifactError:
+            say(f"another run is making {plan.artifact}; waiting for it")
+            held.enter_context(store.lock(plan.kind, plan.key))
+        yield
+
+
+def _figures(output: Path) -> dict[str, Any]:
+    """What the stage's command wrote of itself into `metrics.json`."""
+    file = output / METRICS
+    figures: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return figures
+
+
+def _keep_report(job: Job) -> None:
+    """A gate said no: nothing is committed, but what it found is kept in the run's folder."""
+    if job.output.is_dir():
+        shutil.copytree(job.output, job.stage_dir, dirs_exist_ok=True)
+        remove(job.output)
