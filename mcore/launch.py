@@ -29,6 +29,7 @@ from mcore.errors import (
     LaunchError,
     PipelineError,
     Problem,
+    StoppedError,
     error_from_json,
 )
 
@@ -166,7 +167,10 @@ def _error(name: str, returncode: int, log_path: Path, tail: str, error_file: Pa
     if returncode > 128:
         return infrastructure(f"was ended by {_signal_name(returncode - 128)}", 128 - returncode)
     if returncode == EXIT_RESUME:
-        return infrastructure("saved and left on request; started again, it goes on from there", returncode)
+        return StoppedError(
+            f"{name} saved and left on request; started again, it goes on from there",
+            returncode=returncode, log_path=log_path, tail=tail,
+        )  # fmt: skip
     if returncode == EXIT_INPUT:
         return InputError(f"{name} refused its input", [f"its last lines:\n{tail}"])
     if returncode == EXIT_GATE:

@@ -23,6 +23,7 @@ from mcore.errors import (
     PipelineError,
     PrecisionError,
     Problem,
+    StoppedError,
 )
 
 # Forks a grandchild that leaves the session, ignores SIGTERM and forks again; all three write their process ids.
@@ -236,7 +237,7 @@ def test_error_document_of_an_earlier_attempt_is_not_taken_for_this_one(start, t
         ("raise SystemExit(1)", LaunchError, 1),
         ("raise SystemExit(2)", InputError, None),
         ("raise SystemExit(3)", GateError, None),
-        ("raise SystemExit(75)", InfrastructureError, 75),
+        ("raise SystemExit(75)", StoppedError, 75),
         ("import os; os.kill(os.getpid(), 9)", InfrastructureError, -9),
         ("import os; os.kill(os.getpid(), 11)", InfrastructureError, -11),
     ],
