@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,11 +41,6 @@ class Run:
     def hf_rows(self) -> slice:
         """The rows in the Hugging Face tensor."""
         return slice(self.hf_row, self.hf_row + self.num_rows)
-
-    @property
-    def mcore_rows(self) -> slice:
-        """The rows in megatron's tensor."""
-        return slice(self.mcore_row, self.mcore_row + self.num_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,23 +92,46 @@ class Rule(ABC):
             rows[run.part] += run.num_rows
         return tuple((num_rows, *self.mcore_shape(dims)[1:]) for num_rows in rows)
 
+    def fill_mcore(self, out: Tensor, parts: Sequence[Any], dims: ModelDims, first_row: int = 0) -> None:
+        """Fill the rows of megatron's tensor from `first_row` on, as many as `out` has.
+
+        Args:
+            out: Zeros, `[rows, …]`; rows of padding are left alone.
+            parts: The Hugging Face tensors, or anything that gives their rows for a slice.
+            dims: The model's sizes.
+            first_row: Row of megatron's tensor that `out` starts with.
+        """
+        for run in self._runs_within(first_row, first_row + out.shape[0], dims):
+            out[run.mcore_row - first_row :][: run.num_rows] = parts[run.part][run.hf_rows]
+
+    def hf_pieces(self, tensor: Tensor, dims: ModelDims, first_row: int = 0) -> Iterator[tuple[int, int, Tensor]]:
+        """Cut rows of megatron's tensor, from its `first_row` on, into rows of the Hugging Face tensors.
+
+        Yields:
+            Number of the Hugging Face tensor, its first row, and the rows as a view of `tensor`. Padding is left out.
+        """
+        for run in self._runs_within(first_row, first_row + tensor.shape[0], dims):
+            yield run.part, run.hf_row, tensor[run.mcore_row - first_row :][: run.num_rows]
+
     def to_mcore(self, parts: Sequence[Tensor], dims: ModelDims) -> Tensor:
-        """What megatron holds, made of the Hugging Face ones. Always a new tensor."""
+        """What megatron holds, made of the Hugging Face tensors. Always a new tensor."""
         tensor = parts[0].new_zeros(self.mcore_shape(dims))
-        for run in self.runs(dims):
-            tensor[run.mcore_row : run.mcore_row + run.num_rows] = parts[run.part][
-                run.hf_row : run.hf_row + run.num_rows
-            ]
+        self.fill_mcore(tensor, parts, dims)
         return tensor
 
     def to_hf(self, tensor: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
         """The Hugging Face tensors, cut out of megatron's. Always new tensors; padding is left out."""
         parts = tuple(tensor.new_empty(shape) for shape in self.hf_shapes(dims))
-        for run in self.runs(dims):
-            parts[run.part][run.hf_row : run.hf_row + run.num_rows] = tensor[
-                run.mcore_row : run.mcore_row + run.num_rows
-            ]
+        for part, row, rows in self.hf_pieces(tensor, dims):
+            parts[part][row : row + rows.shape[0]] = rows
         return parts
+
+    def _runs_within(self, first_row: int, end_row: int, dims: ModelDims) -> Iterator[Run]:
+        for run in self.runs(dims):
+            start = max(run.mcore_row, first_row)
+            end = min(run.mcore_row + run.num_rows, end_row)
+            if start < end:
+                yield Run(run.part, run.hf_row + start - run.mcore_row, start, end - start)
 
 
 class Copy(Rule):
@@ -176,6 +194,8 @@ class Family:
         hf_architecture: Class name in `config.json`'s `architectures`.
         rules: The weight table, one row a megatron parameter.
         ignored_hf: Names of Hugging Face tensors that are left out on purpose, with `{L}` for the layer.
+        tied_hf: A Hugging Face tensor that files of tied models may hold although another one stands for it. It must
+            equal that one bit for bit, and is then left out.
         transformer_config: From `config.json`'s mapping to the keyword arguments of megatron's `TransformerConfig` that
             follow from it (`activation_func` as a name). Raises ConfigError for what megatron can't express.
     """
@@ -184,6 +204,7 @@ class Family:
     hf_architecture: str
     rules: tuple[Rule, ...]
     ignored_hf: tuple[str, ...] = ()
+    tied_hf: tuple[str, str] = ("lm_head.weight", "model.embed_tokens.weight")
     transformer_config: Callable[[Mapping[str, Any]], dict[str, Any]]
 
     def rules_for(self, dims: ModelDims) -> tuple[Rule, ...]:

@@ -1,0 +1,61 @@
+"""`python -m mcore.bridge`: convert a Hugging Face folder to a megatron-core checkpoint, and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mcore.child import run_as_child
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+Output = Annotated[Path, typer.Option(help="Folder to make; it appears whole or not at all.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")]
+
+
+@app.command()
+def convert(
+    hf: Annotated[Path, typer.Option(help="Hugging Face folder with safetensors.")],
+    output: Output,
+    make_vocab_size_divisible_by: Annotated[
+        int, typer.Option(min=1, help="Pad the vocabulary with zero rows to a multiple of this.")
+    ] = 128,
+    overwrite: Overwrite = False,
+) -> None:
+    """Hugging Face folder to megatron-core checkpoint (torch_dist)."""
+    from mcore.bridge.convert import convert as run  # torch and megatron: seconds that --help need not wait for
+
+    metrics = run(hf, output, make_vocab_size_divisible_by=make_vocab_size_divisible_by, overwrite=overwrite)
+    typer.echo(json.dumps(metrics))
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder, with the tracker and hf/ in it.")],
+    output: Output,
+    iteration: Annotated[int | None, typer.Option(help="Iteration; the newest complete one if not given.")] = None,
+    torch_dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Dtype of the written weights.")
+    ] = "auto",
+    max_shard_size_gb: Annotated[float, typer.Option(min=0.001, help="Largest file, in 10^9 bytes.")] = 5.0,
+    overwrite: Overwrite = False,
+) -> None:
+    """megatron-core checkpoint (torch_dist) to Hugging Face folder."""
+    from mcore.bridge.export import export as run
+
+    metrics = run(
+        checkpoint,
+        output,
+        iteration=iteration,
+        torch_dtype=torch_dtype,
+        max_shard_size_gb=max_shard_size_gb,
+        overwrite=overwrite,
+    )
+    typer.echo(json.dumps(metrics))
+
+
+if __name__ == "__main__":
+    run_as_child(app)

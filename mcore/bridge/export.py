@@ -1,0 +1,121 @@
+"""From a megatron-core checkpoint to a Hugging Face folder, file to file: no model is built, memory stays flat."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mcore.bridge.convert import HF_FOLDER
+from mcore.bridge.dims import ModelDims
+from mcore.bridge.dist_files import DistTensor, read_dist_tensors
+from mcore.bridge.families import family_of_config
+from mcore.bridge.hf_config import CONFIG_FILE, copy_small_files, exported_config, read_hf_config
+from mcore.bridge.hf_files import SafetensorsWriter, TensorSpec, divide_into_shards
+from mcore.bridge.plan import Plan, plan_export
+from mcore.bridge.rules import Family
+from mcore.folders import refuse_existing, whole_folder
+from mcore.progress import progress, say
+from mcore.select import select_checkpoint
+
+TorchDtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def export(
+    checkpoint: Path,
+    output: Path,
+    *,
+    iteration: int | None = None,
+    torch_dtype: TorchDtype = "auto",
+    max_shard_size_gb: float = 5.0,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a checkpoint's weights as a Hugging Face folder that transformers and vLLM load.
+
+    Args:
+        checkpoint: Folder with the tracker, the iterations, and `hf/` with the base model's small files.
+        output: The Hugging Face folder to make.
+        iteration: Which iteration; the newest complete one if None.
+        torch_dtype: Dtype of the written weights; `auto` keeps each tensor's.
+        max_shard_size_gb: Largest safetensors file, in 10^9 bytes. A single larger tensor gets a file of its own.
+        overwrite: Whether an existing `output` is replaced.
+
+    Returns:
+        Figures of the export, as in its `metrics.json`.
+
+    Raises:
+        CheckpointError: The checkpoint is missing, not complete or damaged.
+        InputError: `hf/` is missing (SourceError), or weights and config do not fit (ConfigError, WeightPlanError).
+    """
+    start = time.monotonic()
+    refuse_existing(output, overwrite=overwrite)
+    chosen = select_checkpoint(checkpoint, "latest" if iteration is None else "iteration", iteration)
+    say(f"export: {chosen.path.name}, as {chosen.reason}")
+    hf = checkpoint / HF_FOLDER
+    config = read_hf_config(hf)
+    family = family_of_config(config)
+    tensors = read_dist_tensors(chosen.path)
+    plan = plan_export(family, _dims(config, family, tensors), mcore=tensors)
+    specs = _specs(plan, tensors, torch_dtype)
+    shards = divide_into_shards(specs.values(), int(max_shard_size_gb * 1e9))
+    with whole_folder(output, overwrite=overwrite) as folder:
+        copy_small_files(hf, folder)
+        exported = exported_config(config, _main_dtype(specs))
+        (folder / CONFIG_FILE).write_text(json.dumps(exported, indent=2, ensure_ascii=False) + "\n")
+        with SafetensorsWriter(folder, shards) as writer:
+            _write(writer, plan, tensors, specs)
+        metrics = {
+            "iteration": chosen.iteration,
+            "num_tensors": len(specs),
+            "num_files": len(shards),
+            "bytes": writer.num_bytes,
+            "seconds": round(time.monotonic() - start, 3),
+        }
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
+def _dims(config: Mapping[str, Any], family: Family, tensors: Mapping[str, DistTensor]) -> ModelDims:
+    """Sizes by the config, but the padded vocabulary as the checkpoint has it."""
+    dims = ModelDims.from_hf_config(config)
+    embedding = next(rule for rule in family.rules if rule.shape.startswith("padded_vocab"))
+    found = tensors.get(embedding.mcore_key)
+    return replace(dims, padded_vocab=found.shape[0]) if found else dims
+
+
+def _specs(plan: Plan, tensors: Mapping[str, DistTensor], torch_dtype: TorchDtype) -> dict[str, TensorSpec]:
+    """Every tensor to be written, by name."""
+    specs = {}
+    for step in plan.steps:
+        dtype = tensors[step.mcore_key].dtype if torch_dtype == "auto" else torch_dtype
+        for name, shape in zip(step.hf_names, step.rule.hf_shapes(plan.dims), strict=True):
+            specs[name] = TensorSpec(name, dtype, shape)
+    return specs
+
+
+def _main_dtype(specs: Mapping[str, TensorSpec]) -> str:
+    """The dtype that most of the model's bytes have: what a config names."""
+    num_bytes: Counter[str] = Counter()
+    for spec in specs.values():
+        num_bytes[spec.dtype] += spec.num_bytes
+    return num_bytes.most_common(1)[0][0]
+
+
+def _write(
+    writer: SafetensorsWriter, plan: Plan, tensors: Mapping[str, DistTensor], specs: Mapping[str, TensorSpec]
+) -> None:
+    with progress("export", len(plan.steps), "tensors") as advance:
+        for step in plan.steps:
+            stored = tensors[step.mcore_key]
+            dtype = getattr(torch, specs[step.hf_names[0]].dtype)
+            for window in stored.row_windows(step.layer):
+                rows = stored.read_rows(step.layer, window).to(dtype)
+                for part, first_row, piece in step.rule.hf_pieces(rows, plan.dims, window.start):
+                    writer.write_rows(step.hf_names[part], first_row, piece)
+            advance(1)

@@ -1,0 +1,69 @@
+"""A Hugging Face folder's small files: its config, and what travels along with the weights. No torch here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mcore.errors import Problem, SourceError
+
+CONFIG_FILE = "config.json"
+TRAVEL_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+"""Files that make a folder of weights a usable model: config, generation config, tokenizer, chat template. No code."""
+TRAVEL_NAMES = ("LICENSE", "NOTICE", "USE_POLICY")
+"""Beginnings of further files' names: the terms that a derived model is under."""
+STAY_BEHIND = ("metrics.json", "manifest.json", "report.json")
+"""What our own stages write beside a model."""
+
+
+def read_hf_config(folder: Path) -> dict[str, Any]:
+    """The mapping of the folder's `config.json`.
+
+    Raises:
+        SourceError: The file is missing or holds no JSON object.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text())
+        if not isinstance(config, dict):
+            raise ValueError(f"a JSON object is needed, not {type(config).__name__}")
+    except OSError as exc:
+        raise SourceError(
+            "the folder is no Hugging Face model", [Problem(str(path), found=exc.strerror or str(exc))]
+        ) from exc
+    except ValueError as exc:  # JSON and UTF-8 errors are ValueErrors
+        raise SourceError("the model's config can't be read", [Problem(str(path), "JSON", str(exc))]) from exc
+    return config
+
+
+def exported_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """The config of a model whose weights were written again, in `dtype` (torch's name) and not quantised."""
+    exported = {key: value for key, value in config.items() if key != "quantization_config"}
+    for key in {"dtype", "torch_dtype"} & exported.keys() or {"dtype"}:
+        exported[key] = dtype
+    return exported
+
+
+def copy_small_files(source: Path, target: Path) -> list[str]:
+    """Copy config, tokenizer, chat templates and licences, but no weights, no code and no pickles.
+
+    Returns:
+        The files' names.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    names = []
+    for path in sorted(source.iterdir()):
+        travels = path.name.endswith(TRAVEL_SUFFIXES) or path.name.startswith(TRAVEL_NAMES)
+        if path.is_file() and travels and path.name not in STAY_BEHIND and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, target / path.name)
+            names.append(path.name)
+    templates = source / "additional_chat_templates"
+    if templates.is_dir():
+        for path in sorted(templates.glob("*.jinja")):
+            (target / templates.name).mkdir(exist_ok=True)
+            shutil.copyfile(path, target / templates.name / path.name)
+            names.append(f"{templates.name}/{path.name}")
+    return names
