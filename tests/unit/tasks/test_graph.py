@@ -1,0 +1,219 @@
+"""Keys change with what a stage reads, and with nothing else. Every field of a run is in the table below."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+import pytest
+
+from configs.schema.evaluate import EvaluateConfig
+from configs.schema.run import RunConfig
+from mcore.artifacts import Store
+from tasks.graph import LOCAL, STAGES, stages
+
+FROM_SELECT = {"select", "export", "verify_export", "evaluate_tuned", "compare"}
+FROM_EXPORT = FROM_SELECT - {"select"}
+FROM_TRAIN = {"train"} | FROM_SELECT
+FROM_CONVERT = {"convert", "verify_convert"} | FROM_TRAIN
+PROOFS = {"verify_convert", "verify_export"}
+EVALUATION = {"evaluate_base", "evaluate_tuned", "compare"}
+EVERYTHING_BEHIND_FETCH = FROM_CONVERT | EVALUATION
+NOTHING: set[str] = set()
+
+# Field: (new value, stages whose keys change). Values in a mapping set further fields, where one alone is no valid run.
+TABLE = {
+    "name": ("other", NOTHING),
+    "convert.make_vocab_size_divisible_by": (64, FROM_CONVERT),
+    "verify.max_relative_error": (1.0e-5, PROOFS),
+    "verify.num_prompts": (2, PROOFS),
+    "verify.max_prompt_tokens": (32, PROOFS),
+    "data.dataset": (["data/other.jsonl"], FROM_TRAIN),
+    "data.val_dataset": (["data/other.jsonl"], FROM_TRAIN),
+    "data.split_dataset_ratio": (0.1, FROM_TRAIN),
+    "data.max_length": (64, FROM_TRAIN),
+    "data.truncation_strategy": ("right", FROM_TRAIN),
+    "data.model_name": ("other", FROM_TRAIN | EVALUATION),
+    "data.model_author": ("other", FROM_TRAIN | EVALUATION),
+    "data.system": ("Be brief.", FROM_TRAIN | EVALUATION),
+    "data.dataset_shuffle": (False, FROM_TRAIN),
+    "data.data_seed": (1, FROM_TRAIN),
+    "train.method": ("pt", FROM_TRAIN),
+    "train.backend": ("torch", FROM_TRAIN),
+    "train.tensor_model_parallel_size": (2, FROM_TRAIN),
+    "train.pipeline_model_parallel_size": (2, FROM_TRAIN),
+    "train.sequence_parallel": ({"train.sequence_parallel": True, "train.tensor_model_parallel_size": 2}, FROM_TRAIN),
+    "train.use_distributed_optimizer": (False, FROM_TRAIN),
+    "train.micro_batch_size": (2, FROM_TRAIN),
+    "train.global_batch_size": (32, FROM_TRAIN),
+    "train.train_iters": (20, FROM_TRAIN),
+    "train.num_train_epochs": ({"train.num_train_epochs": 1.0, "train.train_iters": None}, FROM_TRAIN),
+    "train.lr": (1.0e-4, FROM_TRAIN),
+    "train.min_lr": (1.0e-6, FROM_TRAIN),
+    "train.lr_decay_style": ("linear", FROM_TRAIN),
+    "train.lr_warmup_fraction": (0.1, FROM_TRAIN),
+    "train.lr_warmup_iters": (2, FROM_TRAIN),
+    "train.weight_decay": (0.0, FROM_TRAIN),
+    "train.clip_grad": (0.5, FROM_TRAIN),
+    "train.adam_beta1": (0.8, FROM_TRAIN),
+    "train.adam_beta2": (0.9, FROM_TRAIN),
+    "train.adam_eps": (1.0e-6, FROM_TRAIN),
+    "train.seed": (1, FROM_TRAIN),
+    "train.torch_dtype": ("float32", FROM_TRAIN),
+    "train.recompute_granularity": ("selective", FROM_TRAIN),
+    "train.recompute_method": (
+        {"train.recompute_granularity": "full", "train.recompute_method": "uniform", "train.recompute_num_layers": 1},
+        FROM_TRAIN,
+    ),
+    "train.recompute_num_layers": (
+        {"train.recompute_granularity": "full", "train.recompute_method": "block", "train.recompute_num_layers": 2},
+        FROM_TRAIN,
+    ),
+    "train.save_steps": (5, FROM_TRAIN),
+    "train.save_total_limit": (2, FROM_TRAIN),
+    "train.eval_steps": (5, FROM_TRAIN),
+    "train.logging_steps": (5, FROM_TRAIN),
+    "select.strategy": ("best", FROM_SELECT),
+    "select.iteration": ({"select.strategy": "iteration", "select.iteration": 10}, FROM_SELECT),
+    "export.torch_dtype": ("bfloat16", FROM_EXPORT),
+    "export.max_shard_size_gb": (1.0, FROM_EXPORT),
+    "evaluate.suite": ("data/other.jsonl", EVALUATION),
+    "evaluate.perplexity_dataset": (["data/other.jsonl#3"], EVALUATION),
+    "evaluate.torch_dtype": ("bfloat16", EVALUATION),
+    "evaluate.max_model_len": (512, EVALUATION),
+    "evaluate.max_tokens": (32, EVALUATION),
+    "evaluate.min_pass_rate": (0.5, {"compare"}),
+    "evaluate.max_regression": (0.5, {"compare"}),
+    "evaluate.tensor_parallel_size": (2, EVALUATION),
+    "evaluate.python": ("other/bin/python", NOTHING),
+    "launch.nproc_per_node": (4, FROM_TRAIN),
+    "launch.timeout_s": (60.0, NOTHING),
+    "launch.retries": (5, NOTHING),
+    "launch.retry_delay_s": (1.0, NOTHING),
+    "launch.store": ("elsewhere", NOTHING),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Only what the graph reads of a resolved source."""
+
+    identity: dict = field(default_factory=lambda: {"kind": "hf", "name": "org/name", "revision": "abc"})
+    path: Path | None = None
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("rows.jsonl", "other.jsonl", "suite.yaml"):
+        (tmp_path / "data" / name).write_text(f"content of {name}")
+    return tmp_path
+
+
+def raw_run() -> dict:
+    return {
+        "name": "demo",
+        "model": {"source": "hf:org/name"},
+        "data": {"dataset": ["data/rows.jsonl"]},
+        "train": {"train_iters": 10},
+        "evaluate": {"suite": "data/suite.yaml"},
+        "launch": {"nproc_per_node": 2},
+    }
+
+
+def run_with(updates: dict) -> RunConfig:
+    raw = raw_run()
+    for name, value in updates.items():
+        group, _, field_name = name.partition(".")
+        if field_name:
+            raw.setdefault(group, {})[field_name] = value
+        else:
+            raw[group] = value
+    return RunConfig.model_validate(raw)
+
+
+def keys(run: RunConfig, source: Source | None = None) -> dict[str, str]:
+    return {plan.name: plan.key for plan in stages(run, source or Source(), Store(run.launch.store))}
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    assert before.keys() == after.keys()
+    return {name for name in before if before[name] != after[name]}
+
+
+def fields_that_can_change() -> set[str]:
+    """All fields of a run; a choice of one value is none yet."""
+    names = set()
+    for group, info in RunConfig.model_fields.items():
+        model = info.annotation if group != "evaluate" else EvaluateConfig
+        for name, field_info in getattr(model, "model_fields", {}).items():
+            if get_origin(field_info.annotation) is not Literal or len(get_args(field_info.annotation)) > 1:
+                names.add(f"{group}.{name}")
+        if not hasattr(model, "model_fields"):
+            names.add(group)
+    return names
+
+
+def test_the_table_has_every_field_of_a_run():
+    assert fields_that_can_change() - {"model.source"} == set(TABLE)  # the source is tested by itself below
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_field_changes_the_keys_of_the_stages_that_read_it(folder, name):
+    value, expected = TABLE[name]
+    updates = value if isinstance(value, dict) else {name: value}
+    assert changed(keys(run_with({})), keys(run_with(updates))) == expected
+
+
+def test_another_remote_model_changes_everything(folder):
+    other = Source(identity={"kind": "hf", "name": "org/name", "revision": "def"})
+    assert changed(keys(run_with({})), keys(run_with({}), other)) == {"fetch"} | EVERYTHING_BEHIND_FETCH
+
+
+def test_a_local_model_counts_by_its_files_and_needs_no_fetch(folder):
+    for place in ("one", "two"):
+        (folder / place).mkdir()
+        (folder / place / "config.json").write_text("{}")
+        (folder / place / "model.safetensors").write_text("weights")
+    one = keys(run_with({}), Source(path=folder / "one"))
+    assert "fetch" not in one
+    (folder / "two" / "README.md").write_text("not read by any stage")
+    assert changed(one, keys(run_with({}), Source(path=folder / "two"))) == NOTHING
+    (folder / "two" / "model.safetensors").write_text("Weights")
+    assert changed(one, keys(run_with({}), Source(path=folder / "two"))) == EVERYTHING_BEHIND_FETCH
+    base = next(plan for plan in stages(run_with({}), Source(path=folder / "one"), Store("store")))
+    assert base.name == "convert" and base.inputs["hf"].startswith(f"{LOCAL}/")
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"), [("rows.jsonl", FROM_TRAIN), ("suite.yaml", EVALUATION), ("other.jsonl", NOTHING)]
+)
+def test_a_changed_file_counts_by_its_content(folder, file, expected):
+    before = keys(run_with({}))
+    (folder / "data" / file).write_text("other content")
+    assert changed(before, keys(run_with({}))) == expected
+
+
+def test_a_moved_file_does_not_count(folder):
+    before = keys(run_with({}))
+    (folder / "data" / "rows.jsonl").rename(folder / "data" / "moved.jsonl")
+    assert changed(before, keys(run_with({"data.dataset": ["data/moved.jsonl"]}))) == NOTHING
+
+
+def test_without_evaluation_its_stages_are_left_out(folder):
+    assert keys(run_with({"evaluate": None})).keys() == keys(run_with({})).keys() - EVALUATION
+
+
+def test_inputs_and_proofs_come_before_what_they_are_for():
+    seen: set[str] = set()
+    for stage in STAGES:
+        assert set(stage.inputs.values()) | set(stage.proofs.values()) <= seen
+        seen.add(stage.name)
+    guarded = {stage.name: set(stage.proofs.values()) for stage in STAGES if stage.proofs}
+    assert guarded == {"train": {"verify_convert"}, "evaluate_tuned": {"verify_export"}}
+
+
+def test_lineage_names_the_proof(folder):
+    plans = {plan.name: plan for plan in stages(run_with({}), Source(), Store("store"))}
+    assert plans["train"].inputs == {"base": plans["convert"].artifact, "proof": plans["verify_convert"].artifact}
+    assert "proof" not in plans["train"].ingredients["inputs"]
