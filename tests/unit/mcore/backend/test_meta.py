@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import time
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+
+from mcore.backend.meta import sharded_shapes
+from mcore.errors import ConfigError
+from tests.tiny_models import tiny_hf_model
+
+QWEN3_32B = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 5120,
+    "intermediate_size": 25600,
+    "num_hidden_layers": 64,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "max_position_embeddings": 40960,
+    "hidden_act": "silu",
+}
+
+
+def test_a_32b_model_is_told_in_seconds_without_memory() -> None:
+    before, start = psutil.Process().memory_info().rss, time.monotonic()
+    content = sharded_shapes(QWEN3_32B, padded_vocab_size=151936, params_dtype=torch.bfloat16)
+    assert time.monotonic() - start < 20
+    assert psutil.Process().memory_info().rss - before < 500e6
+    parameters = sum(torch.Size(tensor.shape).numel() for tensor in content.tensors.values())
+    assert 32e9 < parameters < 33e9
+    assert {tensor.dtype for tensor in content.tensors.values()} == {torch.bfloat16}
+    assert content.tensors["decoder.layers.mlp.linear_fc1.weight"].shape == (64, 51200, 5120)
+    assert len(content.objects) == 64 * 4
+    assert "decoder.layers.self_attention.linear_qkv._extra_state/shard_63_64" in content.objects
+
+
+def test_nothing_is_left_behind() -> None:
+    current_device = torch.cuda.current_device
+    config = tiny_hf_model("qwen2_tied")[1]
+    for _ in range(2):
+        content = sharded_shapes(config, padded_vocab_size=384, params_dtype=torch.float32)
+        assert "output_layer.weight" not in content.tensors
+        assert content.tensors["decoder.layers.self_attention.linear_qkv.bias"].shape == (4, 128)
+    assert not dist.is_initialized()
+    assert torch.cuda.current_device is current_device
+    assert torch.empty(1).device.type == "cpu"
+
+
+def test_a_model_that_can_not_be_built_leaves_nothing_behind_either() -> None:
+    config = tiny_hf_model("llama")[1] | {"hidden_act": "relu"}
+    with pytest.raises(ConfigError, match="hidden_act"):
+        sharded_shapes(config, padded_vocab_size=384, params_dtype=torch.float32)
+    assert not dist.is_initialized()
