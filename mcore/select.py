@@ -61,7 +61,7 @@ def read_tracker(checkpoint: Path) -> Iteration | None:
         return None
     if text == RELEASE:
         return RELEASE
-    return int(text) if re.fullmatch(r"\d{1,12}", text) else None
+    return int(text) if re.fullmatch(r"[0-9]{1,12}", text) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,13 +260,22 @@ def _latest(checkpoint: Path) -> Selection:
 
 
 def _best(checkpoint: Path) -> Selection:
-    losses = {
+    validated = {
         record["iteration"]: record["validation_loss"]
         for record in read_metrics(checkpoint / METRICS_FILE)
-        if isinstance(record.get("validation_loss"), float | int) and math.isfinite(record["validation_loss"])
+        if "validation_loss" in record
     }
-    saved = [iteration for iteration in iterations_in(checkpoint) if iteration in losses]
-    complete = [iteration for iteration in saved if is_complete(iteration_dir(checkpoint, iteration))]
+    losses = {
+        iteration: loss
+        for iteration, loss in validated.items()
+        if isinstance(loss, float | int) and math.isfinite(loss)  # NaN compares as neither better nor worse
+    }
+    found = {
+        iteration: completeness_problems(iteration_dir(checkpoint, iteration))
+        for iteration in iterations_in(checkpoint)
+        if iteration in losses
+    }
+    complete = [iteration for iteration, problems in found.items() if not problems]
     if not complete:
         raise CheckpointError(
             f"{checkpoint} has no complete checkpoint with a validation loss",
@@ -276,7 +285,8 @@ def _best(checkpoint: Path) -> Selection:
                     "a saved iteration with a validation loss",
                     f"saved {iterations_in(checkpoint)}, validated {sorted(losses)}",
                     "Make eval_steps a divisor of save_steps, or select by 'latest'.",
-                )
+                ),
+                *(problem for problems in found.values() for problem in problems),
             ],
         )
     best = min(complete, key=lambda candidate: (losses[candidate], candidate))
