@@ -13,7 +13,6 @@ Cached. Tasks are called directly, never submitted: a submitted task does not se
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 import sys
@@ -128,10 +127,10 @@ def stage(
         def run_stage(planned: PlannedRun, inputs: Mapping[str, ArtifactRef]) -> Any:
             return _reuse_or_make(planned, planned.plans[name], make, inputs, interpreter(planned.run))
 
-        @functools.wraps(make)
         def call(planned: PlannedRun, /, *args: P.args, **inputs: P.kwargs) -> ArtifactRef:
             return _call(run_stage, planned, planned.plans[name], inputs)
 
+        call.__name__, call.__doc__ = make.__name__, make.__doc__
         return call
 
     return decorate
