@@ -20,6 +20,7 @@ from mcore.bridge.hf_config import copy_small_files, read_hf_config
 from mcore.bridge.hf_files import StoredRows
 from mcore.bridge.hf_headers import StoredTensor, read_headers
 from mcore.bridge.plan import Plan, Step, global_shape, plan_convert
+from mcore.bridge.rules import Family
 from mcore.errors import InputError, Problem, WeightPlanError
 from mcore.folders import refuse_existing, whole_folder
 from mcore.progress import progress, say
@@ -43,7 +44,12 @@ class Conversion:
 
 
 def convert(
-    hf: Path, output: Path, *, make_vocab_size_divisible_by: int = 128, overwrite: bool = False
+    hf: Path,
+    output: Path,
+    *,
+    make_vocab_size_divisible_by: int = 128,
+    family: Family | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write `output/release/`, the tracker, and `output/hf/` with the model's small files.
 
@@ -53,6 +59,7 @@ def convert(
         hf: A Hugging Face folder with safetensors.
         output: The checkpoint folder to make.
         make_vocab_size_divisible_by: Rows: the vocabulary is padded with zero rows to a multiple of this.
+        family: The weight table to convert by; that of the config's architecture if None.
         overwrite: Whether an existing `output` is replaced.
 
     Returns:
@@ -63,7 +70,7 @@ def convert(
     """
     start = time.monotonic()
     refuse_existing(output, overwrite=overwrite)
-    checked = check(hf, make_vocab_size_divisible_by=make_vocab_size_divisible_by)
+    checked = check(hf, make_vocab_size_divisible_by=make_vocab_size_divisible_by, family=family)
     with whole_folder(output, overwrite=overwrite) as folder:
         num_bytes = _write_release(checked, folder / RELEASE)
         (folder / TRACKER).write_text(RELEASE)
@@ -79,8 +86,10 @@ def convert(
     return metrics
 
 
-def check(hf: Path, *, make_vocab_size_divisible_by: int = 128) -> Conversion:
+def check(hf: Path, *, make_vocab_size_divisible_by: int = 128, family: Family | None = None) -> Conversion:
     """Compare config, headers and megatron's model. Reads no weights but those of a tied model's second copy.
+
+    Arguments as in `convert`.
 
     Raises:
         InputError: As `convert`.
@@ -88,7 +97,7 @@ def check(hf: Path, *, make_vocab_size_divisible_by: int = 128) -> Conversion:
     config = read_hf_config(hf)
     with _all_problems() as collect:
         with collect():
-            family = family_of_config(config)
+            family = family or family_of_config(config)
             dims = ModelDims.from_hf_config(config, make_vocab_size_divisible_by=make_vocab_size_divisible_by)
             content = sharded_shapes(config, padded_vocab_size=dims.padded_vocab, params_dtype=torch.bfloat16)
         with collect():

@@ -5,6 +5,7 @@ Numbers that are not finite are written as the words NaN and Infinity, since JSO
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -34,7 +35,7 @@ class TensorFinding(ReportModel):
 
     tensor: str
     """Its name, on the side where the finding is."""
-    kind: Literal["missing", "unclaimed", "claimed twice", "shape", "differs", "not finite"]
+    kind: Literal["missing", "unclaimed", "claimed twice", "shape", "incomplete", "differs", "not finite"]
     """What is wrong with it."""
     detail: str
     """What was expected and what was found."""
@@ -112,6 +113,8 @@ class NumericalResult(ReportModel):
     prompt_digest: str
     """SHA-256 of all token ids."""
     device: str
+    not_loaded: tuple[str, ...] = ()
+    """Why megatron-core could not load the weights into the model; empty if it could."""
     prompts: tuple[PromptResult, ...]
     points: tuple[PointResult, ...]
     """In the order of computation."""
@@ -124,10 +127,18 @@ class NumericalResult(ReportModel):
 
     @property
     def passed(self) -> bool:
-        """Whether every prompt is within the gate. NaN is not."""
+        """Whether the model was loaded and every prompt is within the gate. NaN is not."""
         return bool(self.prompts) and all(
             passes(prompt.relative_error, self.max_relative_error) for prompt in self.prompts
         )
+
+    @property
+    def summary(self) -> str:
+        """The result in a few words."""
+        if self.not_loaded:
+            return f"megatron-core can't load the weights: {'; '.join(self.not_loaded[:3])}"
+        text = f"relative error {self.relative_error:.3e} (gate {self.max_relative_error:.1e})"
+        return text if self.passed else f"{text}; the first part that differs is {self.first_bad_point}"
 
     @property
     def first_bad_point(self) -> str | None:
@@ -167,14 +178,7 @@ class VerifyReport(ReportModel):
         if self.numerical is None:
             problems.append(Problem("logits were not compared", found="names or shapes that do not fit"))
         elif not self.numerical.passed:
-            problems.append(
-                Problem(
-                    "logits",
-                    f"a relative error of at most {self.numerical.max_relative_error:.1e}",
-                    f"{self.numerical.relative_error:.3e}",
-                    f"The first part that differs is {self.numerical.first_bad_point}.",
-                )
-            )
+            problems.append(Problem("logits", found=self.numerical.summary))
         return tuple(problems)
 
     def raise_if_failed(self) -> None:
@@ -186,18 +190,18 @@ class VerifyReport(ReportModel):
         if not self.passed:
             raise PrecisionError(f"{self.hf} and {self.mcore} are not the same model", self.problems())
 
-    def metrics(self) -> dict[str, float | int | bool]:
-        """Flat figures for the stage's `metrics.json`."""
-        flat: dict[str, float | int | bool] = {
+    def metrics(self) -> dict[str, float | int | bool | None]:
+        """Flat figures for the stage's `metrics.json`; an error that is no number is null."""
+        flat: dict[str, float | int | bool | None] = {
             "passed": self.passed,
             "num_tensors": self.structural.num_hf_tensors,
             "bytes": self.structural.num_bytes,
             "num_differing_tensors": len(self.structural.findings),
             "seconds": round(self.structural.seconds + (self.numerical.seconds if self.numerical else 0.0), 3),
         }
-        if self.numerical:
+        if self.numerical and self.numerical.prompts:
             flat |= {
-                "relative_error": self.numerical.relative_error,
+                "relative_error": error if math.isfinite(error := self.numerical.relative_error) else None,
                 "max_relative_error": self.numerical.max_relative_error,
                 "top1_agreement": min(prompt.top1_agreement for prompt in self.numerical.prompts),
             }
@@ -273,12 +277,7 @@ def _numerical_lines(result: NumericalResult) -> list[str]:
     lines = [
         f"## Logits (T1): {'equal' if result.passed else 'NOT EQUAL'}",
         "",
-        f"Largest difference of fp32 logits: **{result.relative_error:.3e}** of their standard deviation; the gate is "
-        f"{result.max_relative_error:.1e}.",
-    ]
-    if not result.passed:
-        lines += [f"The first part that differs is **{result.first_bad_point}**."]
-    lines += [
+        f"Largest difference of fp32 logits, in their standard deviations: {result.summary}.",
         f"Prompts: {result.prompt_source}, digest `{result.prompt_digest[:12]}`, on {result.device}, "
         f"{result.seconds:.1f} s.",
         "",

@@ -36,7 +36,7 @@ class Trace:
     logits: Tensor
 
 
-def load_hf_model(hf: Path, device: torch.device) -> nn.Module:
+def load_hf_model(hf: Path, device: torch.device) -> Any:
     """The transformers model of a folder in fp32, with its plainest attention.
 
     Raises:
@@ -45,7 +45,7 @@ def load_hf_model(hf: Path, device: torch.device) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             hf,
             dtype=torch.float32,
             attn_implementation="eager",
@@ -54,6 +54,7 @@ def load_hf_model(hf: Path, device: torch.device) -> nn.Module:
         )
     except Exception as exc:  # transformers raises many kinds for a damaged folder
         raise ConfigError("transformers can't load the model", [Problem(str(hf), "a model folder", repr(exc))]) from exc
+    model, loaded = found
     problems = [
         Problem(str(name), "a weight in the folder", kind.replace("_", " "))
         for kind in ("missing_keys", "mismatched_keys")
@@ -64,7 +65,7 @@ def load_hf_model(hf: Path, device: torch.device) -> nn.Module:
     return model.eval().to(device)
 
 
-def hf_traces(model: nn.Module, prompts: PromptSet, device: torch.device) -> Iterator[Trace]:
+def hf_traces(model: Any, prompts: PromptSet, device: torch.device) -> Iterator[Trace]:
     """Run a transformers model on every prompt."""
     base = model.base_model
     modules = {"embedding": base.embed_tokens}
@@ -79,7 +80,7 @@ def hf_traces(model: nn.Module, prompts: PromptSet, device: torch.device) -> Ite
         yield Trace(prompt, points, _on_cpu(logits_BSV[0]))
 
 
-def mcore_traces(model: nn.Module, prompts: PromptSet, device: torch.device) -> Iterator[Trace]:
+def mcore_traces(model: Any, prompts: PromptSet, device: torch.device) -> Iterator[Trace]:
     """Run a megatron-core `GPTModel` that holds all layers and rows (TP and PP of 1) on every prompt."""
     modules = {"embedding": model.embedding}
     for number, layer in enumerate(model.decoder.layers):
@@ -88,11 +89,8 @@ def mcore_traces(model: nn.Module, prompts: PromptSet, device: torch.device) -> 
     for prompt in prompts.prompts:
         ids_BS = torch.tensor([prompt.token_ids], device=device)
         positions_BS = torch.arange(ids_BS.shape[1], device=device)[None]
-        # megatron-core masks where True; both of our attention kinds take the causal mask from the layer spec, but
-        # the local one of megatron-core itself wants to see it.
-        mask_BNSS = torch.ones(1, 1, ids_BS.shape[1], ids_BS.shape[1], dtype=torch.bool, device=device).triu(1)
         with torch.inference_mode(), _outputs_of(modules) as outputs:
-            logits_BSP = model(ids_BS, positions_BS, mask_BNSS)
+            logits_BSP = model(ids_BS, positions_BS, None)
         points = {name: _on_cpu(_with_bias(output)[:, 0]) for name, output in outputs.items()}
         yield Trace(prompt, points, _on_cpu(logits_BSP[0]))
 
@@ -117,16 +115,17 @@ def _outputs_of(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Any]]:
 
 
 def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    return tensor
 
 
 def _with_bias(output: Any) -> Tensor:
     """megatron-core's linear layers may hand their bias on, to be added later."""
-    if not isinstance(output, tuple):
-        return output
-    hidden_SBH, bias_H = output
-    return hidden_SBH if bias_H is None else hidden_SBH + bias_H
+    hidden_SBH, bias_H = output if isinstance(output, tuple) else (output, None)
+    summed_SBH: Tensor = hidden_SBH if bias_H is None else hidden_SBH + bias_H
+    return summed_SBH
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
-    return tensor.detach().float().cpu()
+    copied: Tensor = tensor.detach().float().cpu()
+    return copied

@@ -1,0 +1,47 @@
+"""`python -m mcore.verify`: prove that a Hugging Face folder and a megatron-core checkpoint are the same model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mcore.child import run_as_child
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+@app.command()
+def verify(
+    hf: Annotated[Path, typer.Option(help="Hugging Face folder.")],
+    mcore: Annotated[Path, typer.Option(help="Checkpoint folder, with the tracker and hf/ in it.")],
+    output: Annotated[Path, typer.Option(help="Folder of the report; appears whole, whatever the verdict.")],
+    iteration: Annotated[int | None, typer.Option(help="Iteration; the newest complete one if not given.")] = None,
+    max_relative_error: Annotated[
+        float, typer.Option(min=0.0, help="Largest difference of logits that passes, in their standard deviations.")
+    ] = 1e-4,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Number of prompts.")] = 4,
+    max_prompt_tokens: Annotated[int, typer.Option(min=8, help="Tokens of the longest prompt.")] = 96,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")] = False,
+) -> None:
+    """Compare bits on disk, then logits. Exit status 3 if they differ; the report is written all the same."""
+    from mcore.verify.report import REPORT_MD  # torch and megatron: seconds that --help need not wait for
+    from mcore.verify.verify import verify as run
+
+    report = run(
+        hf,
+        mcore,
+        output,
+        iteration=iteration,
+        max_relative_error=max_relative_error,
+        num_prompts=num_prompts,
+        max_prompt_tokens=max_prompt_tokens,
+        overwrite=overwrite,
+    )
+    typer.echo(output / REPORT_MD)
+    report.raise_if_failed()
+
+
+if __name__ == "__main__":
+    run_as_child(app)

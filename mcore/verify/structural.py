@@ -1,0 +1,253 @@
+"""T0: what lies on disk on both sides holds the same bits, every tensor once.
+
+Both sides are read again from their files, the Hugging Face one with the safetensors package. Row by row of the
+family's table, megatron's tensor is cut into the Hugging Face tensors it is made of, and these must equal the stored
+ones bit for bit. Where the dtypes differ (an export with a dtype of its own), megatron's values must be equal after
+exactly that cast. A wrong table that is its own inverse passes this proof: it takes the logits (T1) to see it.
+
+One window of rows is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from mcore.backend.load import EMBEDDING
+from mcore.bridge.dims import ModelDims, Shape
+from mcore.bridge.dist_files import DistTensor, read_dist_tensors
+from mcore.bridge.hf_headers import StoredTensor, read_headers
+from mcore.bridge.plan import NO_WEIGHTS, Step, global_shape, steps_of
+from mcore.bridge.rules import LAYER, Family
+from mcore.progress import progress
+from mcore.verify.report import CastCount, StructuralResult, TensorFinding
+
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integer dtype by item size: to compare bits, so that -0.0 and 0.0 differ."""
+
+
+def compare_on_disk(hf: Path, iteration_dir: Path, *, family: Family, dims: ModelDims) -> StructuralResult:
+    """The whole structural proof.
+
+    Args:
+        hf: Hugging Face folder.
+        iteration_dir: Folder of one iteration of a checkpoint.
+        family: The table that says which rows belong together.
+        dims: Sizes by the Hugging Face config; the padded vocabulary is taken from the checkpoint.
+
+    Raises:
+        SourceError: The Hugging Face files are not whole.
+        CheckpointError: The checkpoint is not complete or can't be read.
+    """
+    start = time.monotonic()
+    stored = read_headers(hf)
+    saved = {
+        key: tensor
+        for key, tensor in read_dist_tensors(iteration_dir).items()
+        if not any(fnmatch.fnmatchcase(key, pattern) for pattern in NO_WEIGHTS)
+    }
+    if EMBEDDING in saved:
+        dims = replace(dims, padded_vocab=saved[EMBEDDING].shape[0])
+    steps = steps_of(family, dims)
+    ignored = sorted(_ignored(family, dims) & stored.keys())
+    tied_copy = _tied_copy(family, steps, stored)
+    findings = [
+        *_hf_names(family, dims, steps, stored, explained={*ignored, *tied_copy[:1]}),
+        *_mcore_names(family, dims, saved),
+    ]
+    casts: Counter[tuple[str, str]] = Counter()
+    compared: list[StoredTensor] = []
+    num_mcore_tensors = 0
+    with ExitStack() as stack, progress("bits on disk", len(steps), "tensors") as advance:
+        reader = HfReader(stored, stack)
+        if tied_copy and not reader.equal(*tied_copy):
+            findings.append(
+                TensorFinding(tensor=tied_copy[0], kind="differs", detail=f"not the bits of {tied_copy[1]}")
+            )
+        for step in steps:
+            if _comparable(step, dims, stored, saved):
+                findings += _compare_step(step, dims, saved[step.mcore_key], reader)
+                compared += [stored[name] for name in step.hf_names]
+                casts.update((saved[step.mcore_key].dtype, stored[name].dtype) for name in step.hf_names)
+                num_mcore_tensors += 1
+            advance(1)
+    return StructuralResult(
+        num_hf_tensors=len(compared),
+        num_mcore_tensors=num_mcore_tensors,
+        num_bytes=sum(tensor.num_bytes for tensor in compared),
+        casts=tuple(
+            CastCount(mcore_dtype=mcore, hf_dtype=of_hf, num_tensors=count)
+            for (mcore, of_hf), count in sorted(casts.items())
+            if mcore != of_hf
+        ),
+        ignored_hf=(*ignored, *tied_copy[:1]),
+        findings=tuple(findings),
+        seconds=round(time.monotonic() - start, 3),
+    )
+
+
+class HfReader:
+    """Rows of safetensors, each file opened once."""
+
+    def __init__(self, stored: Mapping[str, StoredTensor], stack: ExitStack) -> None:
+        self.stored = stored
+        self._files = {
+            path: stack.enter_context(safe_open(path, framework="pt")) for path in {t.file for t in stored.values()}
+        }
+
+    def rows(self, name: str, first_row: int, num_rows: int) -> Tensor:
+        """Rows of a tensor, `[num_rows, …]`."""
+        tensor: Tensor = self._files[self.stored[name].file].get_slice(name)[first_row : first_row + num_rows]
+        return tensor
+
+    def equal(self, one: str, other: str) -> bool:
+        """Whether two stored tensors hold the same bits."""
+        a, b = self.stored[one], self.stored[other]
+        if (a.shape, a.dtype) != (b.shape, b.dtype):
+            return False
+        return all(
+            torch.equal(_bits(self.rows(one, row, 4096)), _bits(self.rows(other, row, 4096)))
+            for row in range(0, a.shape[0], 4096)
+        )
+
+
+@dataclass(slots=True)
+class _Difference:
+    """What was found in one Hugging Face tensor so far, window by window."""
+
+    num_compared_rows: int = 0
+    num_values: int = 0
+    num_different: int = 0
+    largest: float = 0.0
+    first: str = ""
+
+    def add(self, first_row: int, hf: Tensor, mcore: Tensor) -> None:
+        """Compare rows of both sides in the Hugging Face dtype."""
+        self.num_compared_rows += hf.shape[0]
+        self.num_values += hf.numel()
+        different = _bits(hf) != _bits(mcore)
+        if not different.any():
+            return
+        if not self.num_different:
+            row, *rest = different.nonzero()[0].tolist()
+            values = (hf[row, *rest].item(), mcore[row, *rest].item())
+            self.first = f"first at {[first_row + row, *rest]}: hf {values[0]:.9g}, mcore {values[1]:.9g}"
+        self.num_different += int(different.sum())
+        gap = (hf.double() - mcore.double()).abs().max().item()
+        self.largest = gap if gap != gap else max(self.largest, gap)
+
+
+def _compare_step(step: Step, dims: ModelDims, saved: DistTensor, reader: HfReader) -> Iterator[TensorFinding]:
+    mcore_name = step.mcore_key if step.layer is None else f"{step.mcore_key}[{step.layer}]"
+    found = [_Difference() for _ in step.hf_names]
+    finite = dict.fromkeys((mcore_name, *step.hf_names), True)
+    for window in saved.row_windows(step.layer):
+        rows = saved.read_rows(step.layer, window)
+        finite[mcore_name] &= bool(rows.isfinite().all())
+        for part, first_row, piece in step.rule.hf_pieces(rows, dims, window.start):
+            name = step.hf_names[part]
+            hf_rows = reader.rows(name, first_row, piece.shape[0])
+            finite[name] &= bool(hf_rows.isfinite().all())
+            found[part].add(first_row, hf_rows, piece.to(hf_rows.dtype))
+    for name, is_finite in finite.items():
+        if not is_finite:
+            yield TensorFinding(tensor=name, kind="not finite", detail="holds NaN or infinity")
+    for name, difference in zip(step.hf_names, found, strict=True):
+        num_rows = reader.stored[name].shape[0]
+        if difference.num_compared_rows != num_rows:
+            detail = f"{difference.num_compared_rows} of {num_rows} rows are in {mcore_name}"
+            yield TensorFinding(tensor=name, kind="incomplete", detail=detail)
+        if difference.num_different:
+            dtypes = (saved.dtype, reader.stored[name].dtype)
+            cast = "" if dtypes[0] == dtypes[1] else f" after a cast from {dtypes[0]} to {dtypes[1]}"
+            yield TensorFinding(
+                tensor=name,
+                kind="differs",
+                detail=f"{difference.num_different} of {difference.num_values} values from {mcore_name}{cast}, "
+                f"by up to {difference.largest:.3g}; {difference.first}",
+            )
+
+
+def _comparable(
+    step: Step, dims: ModelDims, stored: Mapping[str, StoredTensor], saved: Mapping[str, DistTensor]
+) -> bool:
+    """Whether both sides are there in the right shape; if not, there is a finding about it already."""
+    tensor = saved.get(step.mcore_key)
+    return (
+        tensor is not None
+        and tensor.shape == global_shape(step.rule, dims)
+        and dims.padded_vocab >= dims.vocab
+        and all(
+            name in stored and stored[name].shape == shape
+            for name, shape in zip(step.hf_names, step.rule.hf_shapes(dims), strict=True)
+        )
+    )
+
+
+def _hf_names(
+    family: Family,
+    dims: ModelDims,
+    steps: tuple[Step, ...],
+    stored: Mapping[str, StoredTensor],
+    explained: set[str],
+) -> Iterator[TensorFinding]:
+    claims = Counter(name for step in steps for name in step.hf_names)
+    for name, count in claims.items():
+        if count > 1:
+            yield TensorFinding(tensor=name, kind="claimed twice", detail=f"{count} rows of the {family.name} table")
+    for step in steps:
+        for name, shape in zip(step.hf_names, step.rule.hf_shapes(dims), strict=True):
+            if name not in stored:
+                yield TensorFinding(tensor=name, kind="missing", detail="no such tensor in the Hugging Face folder")
+            elif stored[name].shape != shape:
+                yield _shape_finding(name, shape, stored[name].shape)
+    for name in sorted(stored.keys() - claims.keys() - explained):
+        yield TensorFinding(tensor=name, kind="unclaimed", detail=f"the {family.name} table has no row for it")
+
+
+def _mcore_names(family: Family, dims: ModelDims, saved: Mapping[str, DistTensor]) -> Iterator[TensorFinding]:
+    rules = family.rules_for(dims)
+    claims = Counter(rule.mcore_key for rule in rules)
+    for key, count in claims.items():
+        if count > 1:
+            yield TensorFinding(tensor=key, kind="claimed twice", detail=f"{count} rows of the {family.name} table")
+    for rule in rules:
+        shape = global_shape(rule, dims)
+        if rule.mcore_key not in saved:
+            yield TensorFinding(tensor=rule.mcore_key, kind="missing", detail="no such tensor in the checkpoint")
+        elif saved[rule.mcore_key].shape != shape:
+            yield _shape_finding(rule.mcore_key, shape, saved[rule.mcore_key].shape)
+    if dims.padded_vocab < dims.vocab:
+        yield TensorFinding(
+            tensor=EMBEDDING, kind="shape", detail=f"expected at least {dims.vocab} rows, found {dims.padded_vocab}"
+        )
+    for key in sorted(saved.keys() - claims.keys()):
+        yield TensorFinding(tensor=key, kind="unclaimed", detail=f"the {family.name} table has no row for it")
+
+
+def _shape_finding(name: str, expected: Shape, found: Shape) -> TensorFinding:
+    return TensorFinding(tensor=name, kind="shape", detail=f"expected {list(expected)}, found {list(found)}")
+
+
+def _ignored(family: Family, dims: ModelDims) -> set[str]:
+    return {pattern.replace(LAYER, str(layer)) for pattern in family.ignored_hf for layer in range(dims.num_layers)}
+
+
+def _tied_copy(family: Family, steps: tuple[Step, ...], stored: Mapping[str, StoredTensor]) -> tuple[str, ...]:
+    """A tensor that is stored although another stands for it, and that one; empty if there is none."""
+    copy, original = family.tied_hf
+    claimed = {name for step in steps for name in step.hf_names}
+    return (copy, original) if copy in stored and copy not in claimed and original in stored else ()
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(BITS[tensor.element_size()])
