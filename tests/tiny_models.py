@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 from torch import Tensor
 from transformers import (
     LlamaConfig,
@@ -100,10 +100,10 @@ def mcore_tensors(model: PreTrainedModel, hf_config: Mapping[str, Any], *, padde
 @torch.no_grad()
 def fill(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy this rank's parts of global tensors into a megatron model, by its own sharded state dict."""
-    for entry in nested_values(model.sharded_state_dict()):
-        parts = list(nested_values(entry.build())) if isinstance(entry, ShardedTensorFactory) else [entry]
-        for part in parts:
-            if isinstance(part, ShardedTensor):
-                assert tuple(part.global_shape) == tuple(tensors[part.key].shape), part.key
-                part.data.copy_(tensors[part.key][part.global_slice()].reshape(part.data.shape))
+    state = model.sharded_state_dict()
+    apply_factories(state)
+    for part in nested_values(state):
+        if isinstance(part, ShardedTensor):
+            assert tuple(part.global_shape) == tuple(tensors[part.key].shape), part.key
+            part.data.copy_(tensors[part.key][part.global_slice()].reshape(part.data.shape))
     assert all(not parameter.isnan().any() for parameter in model.parameters())

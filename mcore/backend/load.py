@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 from megatron.core.models.gpt import GPTModel
 
 from mcore.errors import CheckpointError, Problem
@@ -39,7 +39,7 @@ def load_weights(model: GPTModel, iteration_dir: Path) -> None:
             numbers, or NaN. Names all of them, the same on every rank.
     """
     saved = saved_tensors(iteration_dir)
-    wanted = list(_model_tensors(model))
+    wanted = _model_tensors(model)
     problems = _differences(_over_all_ranks(wanted), saved)
     if problems:
         raise CheckpointError(f"{iteration_dir} does not hold this model", problems)
@@ -76,11 +76,10 @@ def padded_vocab_size(iteration_dir: Path) -> int:
     return int(tensors[EMBEDDING].global_shape[0])
 
 
-def _model_tensors(model: GPTModel) -> Iterator[ShardedTensor]:
-    for entry in nested_values(model.sharded_state_dict()):
-        # A factory stands for a parameter that is saved in parts: gate and up of a gated MLP.
-        parts = nested_values(entry.build()) if isinstance(entry, ShardedTensorFactory) else (entry,)
-        yield from (part for part in parts if isinstance(part, ShardedTensor))
+def _model_tensors(model: GPTModel) -> list[ShardedTensor]:
+    state = model.sharded_state_dict()
+    apply_factories(state)  # a parameter that is saved in parts, such as gate and up of a gated MLP, becomes the parts
+    return [entry for entry in nested_values(state) if isinstance(entry, ShardedTensor)]
 
 
 def _over_all_ranks(tensors: list[ShardedTensor]) -> dict[str, tuple[int, ...]]:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from mcore.backend.meta import sharded_shapes
 from mcore.errors import ConfigError
-from tests.tiny_models import tiny_hf_model
+from tests.tiny_models import MODELS, PADDED_VOCAB_SIZE, mcore_tensors, tiny_hf_model
 
 QWEN3_32B = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -39,6 +39,16 @@ def test_a_32b_model_is_told_in_seconds_without_memory() -> None:
     assert content.tensors["decoder.layers.mlp.linear_fc1.weight"].shape == (64, 51200, 5120)
     assert len(content.objects) == 64 * 4
     assert "decoder.layers.self_attention.linear_qkv._extra_state/shard_63_64" in content.objects
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_can_be_told(name: str) -> None:
+    hf, config = tiny_hf_model(name)
+    content = sharded_shapes(config, padded_vocab_size=PADDED_VOCAB_SIZE, params_dtype=torch.float32)
+    expected = mcore_tensors(hf, config, padded_vocab_size=PADDED_VOCAB_SIZE)
+    assert {key: tensor.shape for key, tensor in content.tensors.items()} == {
+        key: tuple(tensor.shape) for key, tensor in expected.items()
+    }
 
 
 def test_nothing_is_left_behind() -> None:
