@@ -31,6 +31,7 @@ def _evaluate(job: Job, model: ArtifactRef) -> None:
     system = [] if data.system is None else ["--system", data.system]
     job.python(
         "mcore.evaluate", "run", "--model", model.path, "--suite", wanted.suite, *perplexity,
+        "--method", job.run.train.method,
         "--output", job.output, "--overwrite",
         "--torch-dtype", wanted.torch_dtype,
         "--max-model-len", wanted.max_model_len,

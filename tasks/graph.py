@@ -35,6 +35,7 @@ _EVALUATION = (
     "evaluate.max_model_len",
     "evaluate.max_tokens",
     "evaluate.tensor_parallel_size",
+    "train.method",  # the kind of the held-out rows
     "data.model_name",  # the placeholders in suite and rows are filled with these
     "data.model_author",
     "data.system",

@@ -37,7 +37,7 @@ TABLE = {
     "data.system": ("Be brief.", FROM_TRAIN | EVALUATION),
     "data.dataset_shuffle": (False, FROM_TRAIN),
     "data.data_seed": (1, FROM_TRAIN),
-    "train.method": ("pt", FROM_TRAIN),
+    "train.method": ("pt", FROM_TRAIN | EVALUATION),
     "train.backend": ("torch", FROM_TRAIN),
     "train.tensor_model_parallel_size": (2, FROM_TRAIN),
     "train.pipeline_model_parallel_size": (2, FROM_TRAIN),
