@@ -1,0 +1,77 @@
+"""Perplexity on held-out rows, over the very tokens that training counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from configs.schema.data import DataConfig
+from mcore.data.rows import Method, load_files, raise_problems
+from mcore.data.template import Sample, encode_rows
+from mcore.errors import EvaluationError, Problem
+from mcore.evaluate.engine import Engine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """exp of the mean negative log-probability (nats) of `num_tokens` tokens in `num_rows` rows."""
+
+    value: float
+    num_tokens: int
+    num_rows: int
+
+
+def held_out_samples(
+    specs: Sequence[str], data: DataConfig, tokenizer: PreTrainedTokenizerBase, *, method: Method, max_model_len: int
+) -> list[Sample]:
+    """Tokens and masks of held-out rows, as training would make them.
+
+    Args:
+        specs: `path` or `path#N`.
+        data: Gives placeholders, system message and seed; its own files are not read.
+        tokenizer: Of the model under test.
+        method: `sft` for rows with `messages`, `pt` for rows with `text`.
+        max_model_len: Tokens: the engine's limit.
+
+    Raises:
+        DataError: All that is wrong with files, rows and their lengths.
+    """
+    rows = load_files(specs, data, method, "evaluate.perplexity_dataset")
+    samples, problems = encode_rows(rows, tokenizer, method)
+    problems += [
+        # vLLM generates at least one token, so a row of the full length has no room.
+        Problem(sample.place, f"fewer than {max_model_len} tokens (max_model_len)", str(len(sample.token_ids)))
+        for sample in samples
+        if len(sample.token_ids) >= max_model_len
+    ]
+    raise_problems("the held-out rows can't be used", problems)
+    return samples
+
+
+def perplexity(engine: Engine, samples: Sequence[Sample]) -> Perplexity:
+    """Perplexity over the tokens that the samples' masks name.
+
+    Raises:
+        EvaluationError: vLLM failed, or the result is not finite.
+    """
+    rows = engine.token_logprobs([sample.token_ids for sample in samples])
+    # The first token has no log-probability and is never a target.
+    counted = [
+        logprob
+        for sample, logprobs in zip(samples, rows, strict=True)
+        for logprob, is_target in zip(logprobs, sample.loss_mask[1:], strict=True)
+        if is_target
+    ]
+    mean = -math.fsum(counted) / len(counted)
+    try:
+        value = math.exp(mean)
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise EvaluationError("the perplexity is not finite", [Problem("mean loss (nats)", "a number", str(mean))])
+    return Perplexity(value, len(counted), len(samples))

@@ -1,0 +1,172 @@
+"""The questions of a suite file, and what the model's answers to them are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from configs.schema.load import RunFileError
+from configs.schema.placeholders import FIELD_OF, fill_placeholders, placeholder_values, placeholders_in
+from configs.schema.suite import Case, Suite, load_suite
+from mcore.data.template import RENDER_DATE
+from mcore.errors import ConfigError, Problem
+from mcore.evaluate.engine import Answer, Messages
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One case of a suite, ready to be asked. `number` counts from 1 within the group."""
+
+    group: str
+    number: int
+    case: Case
+    messages: Messages
+
+    @property
+    def name(self) -> str:
+        """How messages name it."""
+        return f"{self.group} {self.number}"
+
+    @property
+    def prompt(self) -> str:
+        """The user's last turn."""
+        return self.messages[-1]["content"]
+
+
+def read_questions(
+    path: Path, *, model_name: str = "", model_author: str = "", system: str | None = None
+) -> tuple[str, list[Question]]:
+    """Name and questions of a suite file, placeholders filled.
+
+    Args:
+        path: A suite file (`configs.schema.suite`).
+        model_name: Fills `{{NAME}}`.
+        model_author: Fills `{{AUTHOR}}`.
+        system: System message where neither case nor suite brings one.
+
+    Raises:
+        ConfigError: All that is wrong with the file, and every placeholder that has no value.
+    """
+    try:
+        suite = load_suite(path)
+    except RunFileError as exc:
+        problems = [
+            Problem(f"{path}: {place}" if place != str(path) else place, found=what) for place, what in exc.problems
+        ]
+        raise ConfigError("the suite can't be used", problems) from exc
+    values = placeholder_values(model_name, model_author)
+    missing = (suite.placeholders() | placeholders_in(system or "")) - values.keys()
+    if missing:
+        problems = [
+            Problem(f"{path} holds {{{{{name}}}}}", f"{FIELD_OF[name]} to be set", "nothing")
+            for name in sorted(missing)
+        ]
+        raise ConfigError("the suite can't be used", problems)
+    filled = suite.filled(values)
+    default = filled.system if filled.system is not None else fill_placeholders(system or "", values)
+    return filled.name, _questions(filled, default)
+
+
+def _questions(suite: Suite, system: str) -> list[Question]:
+    return [
+        Question(group.name, number, case, _messages(case, system))
+        for group in suite.groups
+        for number, case in enumerate(group.cases, start=1)
+    ]
+
+
+def _messages(case: Case, system: str) -> Messages:
+    turns = [{"role": turn.role, "content": turn.content} for turn in case.messages]
+    if case.prompt is not None:
+        turns = [{"role": "user", "content": case.prompt}]
+    if system and turns[0]["role"] != "system":
+        turns.insert(0, {"role": "system", "content": system})
+    return turns
+
+
+def prompt_problems(
+    questions: Iterable[Question], tokenizer: PreTrainedTokenizerBase, *, max_model_len: int, max_tokens: int
+) -> list[Problem]:
+    """Questions that the model's chat template refuses, or that leave no room for an answer."""
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        return [Problem("the tokenizer", "a chat template", "none", "Evaluate an instruct model.")]
+    problems = []
+    for question in questions:
+        try:
+            ids = tokenizer.apply_chat_template(
+                question.messages, add_generation_prompt=True, return_dict=False, strftime_now=RENDER_DATE.strftime
+            )
+        except TemplateError as exc:
+            problems.append(Problem(f"question {question.name}", "messages that the chat template takes", str(exc)))
+            continue
+        if len(ids) + max_tokens > max_model_len:
+            problems.append(
+                Problem(
+                    f"question {question.name}",
+                    f"at most {max_model_len - max_tokens} tokens (max_model_len - max_tokens)",
+                    str(len(ids)),
+                    "Raise max_model_len, or lower max_tokens.",
+                )
+            )
+    return problems
+
+
+def expectation(case: Case) -> str:
+    """What the answer must look like, in words."""
+    parts = []
+    if case.equals is not None:
+        parts.append(f"equals {case.equals!r}")
+    if case.contains:
+        parts.append(f"contains {' and '.join(map(repr, case.contains))}")
+    if case.regex is not None:
+        parts.append(f"matches {case.regex!r}")
+    if case.not_contains:
+        parts.append(
+            f"contains neither {' nor '.join(map(repr, case.not_contains))}"
+            if len(case.not_contains) > 1
+            else f"does not contain {case.not_contains[0]!r}"
+        )
+    return ", ".join(parts)
+
+
+def score(questions: Sequence[Question], answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """One record a question: the lines of `answers.jsonl`."""
+    records = []
+    for question, answer in zip(questions, answers, strict=True):
+        failures = question.case.failures(answer.text)
+        records.append(
+            {
+                "group": question.group,
+                "case": question.number,
+                "prompt": question.prompt,
+                "messages": question.messages,
+                "expectation": expectation(question.case),
+                "answer": answer.text,
+                "passed": not failures,
+                "failures": failures,
+                "finish_reason": answer.finish_reason,
+                "num_prompt_tokens": len(answer.prompt_token_ids),
+                "num_tokens": len(answer.token_ids),
+                "prompt_token_ids": answer.prompt_token_ids,
+                "token_ids": answer.token_ids,
+            }
+        )
+    return records
+
+
+def pass_rates(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Number of cases, number passed and pass rate of each group, in the order in which they appear."""
+    passed: dict[str, list[bool]] = {}
+    for record in records:
+        passed.setdefault(record["group"], []).append(record["passed"])
+    return {
+        group: {"num_cases": len(found), "num_passed": sum(found), "pass_rate": sum(found) / len(found)}
+        for group, found in passed.items()
+    }
