@@ -62,12 +62,14 @@ class PlannedRun:
         run: The run.
         store: Where its artifacts are.
         plans: Its stages by name.
+        local_model: The base model, if it is a folder of the user's own; else it has to be fetched.
         outcomes: Filled while it runs, a stage at a time.
     """
 
     run: RunConfig
     store: Store
     plans: Mapping[str, StagePlan]
+    local_model: ArtifactRef | None = None
     outcomes: list[Outcome] = field(default_factory=list)
 
     def stage_dir(self, name: str) -> Path:

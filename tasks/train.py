@@ -21,7 +21,7 @@ def train(job: Job, *, base: ArtifactRef, proof: ArtifactRef) -> None:
     job.launch(
         [
             job.interpreter, "-m", "torch.distributed.run", "--standalone",
-            "--nproc_per_node", str(job.run.launch.nproc_per_node),
+            "--nproc_per_node", str(job.run.launch.nproc_per_node), "--log-dir", str(job.stage_dir / "torchrun"),
             "-m", "mcore.train", str(run_file), "--base", base.path, "--output", str(job.output),
         ],
         env={"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(SAVE_GRACE_S) - 10)},
