@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from configs.schema.model import ModelConfig
 from configs.schema.run import RunConfig
-from mcore.artifacts import ArtifactRef, Store
-from tasks.graph import LOCAL, stages
+from mcore.artifacts import ArtifactRef
+from tasks.graph import LOCAL
 from tasks.preflight import check_run
 from tasks.stage import PlannedRun
 
@@ -22,9 +21,12 @@ def plan(run: RunConfig) -> PlannedRun:
         InputError: Everything that is wrong with it, at once.
     """
     checked = check_run(run)
-    store = Store(checked.run.launch.store)
-    plans = {stage.name: stage for stage in stages(checked.run, checked.source, store)}
+    source, store = checked.source, checked.store
+    if source.kind in {"hf", "ms"}:
+        # A branch may move until fetch comes to it; the key was made for this commit.
+        run = run.model_copy(update={"model": ModelConfig(source=source.identity)})
     store.digests.save()
+    plans = {stage.name: stage for stage in checked.stages}
     kind, _, key = plans["convert"].inputs["hf"].partition("/")
-    local = ArtifactRef(kind, key, str(Path(str(checked.source.path)).absolute())) if kind == LOCAL else None
-    return PlannedRun(checked.run, store, plans, local_model=local)
+    local_model = ArtifactRef(kind, key, str(source.path)) if kind == LOCAL else None
+    return PlannedRun(run, store, plans, local_model)

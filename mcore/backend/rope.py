@@ -7,11 +7,12 @@ nothing but the inverse frequencies, so they are computed by the functions that 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from mcore.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FREQUENCIES_ONLY = ("default", "linear", "llama3")
 """Rope types that are inverse frequencies and nothing more: no factor on cos and sin, no dependence on length."""
@@ -41,12 +42,13 @@ def rope_parameters(hf_config: Mapping[str, Any]) -> Mapping[str, Any]:
     return parameters | {"rope_type": kind}
 
 
-def inverse_frequencies(hf_config: Mapping[str, Any]) -> torch.Tensor:
+def inverse_frequencies(hf_config: Mapping[str, Any]) -> Tensor:
     """Inverse frequencies of the rotary embedding, `[head_dim / 2]`, fp32.
 
     Raises:
         ConfigError: The scaling needs more than inverse frequencies.
     """
+    import torch
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -57,7 +59,7 @@ def inverse_frequencies(hf_config: Mapping[str, Any]) -> torch.Tensor:
     try:
         config = AutoConfig.for_model(**hf_config)
         with torch.device("cpu"):  # whatever device a plan on the meta device has made the default
-            frequencies, factor = (default if kind == "default" else ROPE_INIT_FUNCTIONS[kind])(config, device="cpu")
+            frequencies, factor = (default if kind == "default" else ROPE_INIT_FUNCTIONS[kind])(config)
     except (StrictDataclassError, ValueError, TypeError, KeyError) as exc:
         raise ConfigError(
             "the model's config is not valid", [Problem("config.json", f"what transformers takes: {exc}")]

@@ -1,0 +1,306 @@
+"""All that is wrong with a run, found at once before anything is started, and without writing anything.
+
+Each group of the run is checked on its own, so that a mistake in one does not hide those in the others; what depends on
+a group that is wrong is left out. No torch here: the checks take a second or two.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from pydantic import ValidationError
+
+from configs.schema.base import StrictModel
+from configs.schema.convert import ConvertConfig
+from configs.schema.data import DataConfig
+from configs.schema.evaluate import EvaluateConfig
+from configs.schema.launch import LaunchConfig
+from configs.schema.load import RunFileError, read_run_file, validation_problems
+from configs.schema.model import ModelConfig
+from configs.schema.placeholders import FIELD_OF, placeholder_values
+from configs.schema.run import RunConfig, layout_problems
+from configs.schema.select import SelectConfig
+from configs.schema.suite import load_suite
+from configs.schema.train import TrainConfig
+from mcore.artifacts import Store
+from mcore.backend.layout import Layout
+from mcore.bridge.hf_config import read_hf_config
+from mcore.data.rows import Method, load_files, load_rows
+from mcore.errors import ConfigError, InputError, Problem
+from mcore.sources.resolve import ResolvedSource, resolve
+from tasks.graph import StagePlan, stages
+from tasks.model_folder import collected, model_config_problems, model_folder_problems, served_problems
+
+G = TypeVar("G", bound=StrictModel)
+
+HAS_VLLM = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedRun:
+    """A run that can be started: its base model, its store, and its stages with their keys."""
+
+    run: RunConfig
+    source: ResolvedSource
+    store: Store
+    stages: tuple[StagePlan, ...]
+
+
+def check_run_file(path: Path, overrides: Iterable[str] = (), *, ask_source: bool = True) -> CheckedRun:
+    """Read a run file, put the overrides in, and check all of it as `check_run` does.
+
+    Raises:
+        InputError: Everything that is wrong with it.
+    """
+    try:
+        raw = read_run_file(path, overrides)
+    except RunFileError as exc:
+        raise ConfigError("the run can't be read", _as_problems(exc.problems)) from exc
+    return check_run(raw, ask_source=ask_source)
+
+
+def check_run(raw: Mapping[str, Any] | RunConfig, *, ask_source: bool = True) -> CheckedRun:
+    """Check a run.
+
+    Args:
+        raw: A run, or the mapping that is to become one.
+        ask_source: Whether to ask the source of a model that is not there yet if it could be fetched.
+
+    Raises:
+        InputError: Everything that is wrong with it.
+    """
+    groups, problems = _groups(raw)
+    if groups.data is not None:
+        problems += _data_problems(groups.data, groups)
+    if groups.evaluate is not None:
+        problems += _evaluate_problems(groups.evaluate, groups)
+    if groups.train is not None:
+        problems += _train_problems(groups.train)
+    if groups.select is not None:
+        problems += _select_problems(groups.select, groups)
+    if groups.launch is not None:
+        problems += _store_problems(Path(groups.launch.store))
+    store = Store(groups.launch.store if groups.launch else "store")
+    plans: tuple[StagePlan, ...] = ()
+    source = _source(groups.model, groups, problems) if groups.model is not None else None
+    if source is not None:
+        if groups.run is not None and not problems:  # all files are there, so the keys can be told
+            plans = stages(groups.run, source, store)
+        problems += _model_problems(source, _fetched(plans, store), groups, ask_source=ask_source)
+    if problems:
+        raise InputError(f"the run can't be started: {len(problems)} problem{'s' * (len(problems) > 1)}", problems)
+    assert groups.run is not None and source is not None
+    return CheckedRun(groups.run, source, store, plans)
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """The groups of a run, each None if it is wrong (`evaluate` also if the run has none)."""
+
+    run: RunConfig | None
+    model: ModelConfig | None
+    convert: ConvertConfig | None
+    data: DataConfig | None
+    train: TrainConfig | None
+    select: SelectConfig | None
+    evaluate: EvaluateConfig | None
+    launch: LaunchConfig | None
+    method: Method
+
+
+def _groups(raw: Mapping[str, Any] | RunConfig) -> tuple[_Groups, list[Problem]]:
+    """Every group that is right by itself, and the findings about the others."""
+    problems: list[Problem] = []
+    run = raw if isinstance(raw, RunConfig) else None
+    if run is None:
+        try:
+            run = RunConfig.model_validate(raw)
+        except ValidationError as exc:
+            problems = _as_problems(validation_problems(exc, RunConfig))
+            groups = _single_groups(cast(Mapping[str, Any], raw))
+            compared = any(finding["loc"] == () for finding in exc.errors())
+            if groups.train and groups.launch and not compared:  # pydantic leaves this out if any group is wrong
+                problems += [Problem(text) for text in layout_problems(groups.train, groups.launch)]
+            return groups, problems
+    return (
+        _Groups(
+            run=run,
+            model=run.model,
+            convert=run.convert,
+            data=run.data,
+            train=run.train,
+            select=run.select,
+            evaluate=run.evaluate,
+            launch=run.launch,
+            method=run.train.method,
+        ),
+        problems,
+    )
+
+
+def _single_groups(raw: Mapping[str, Any]) -> _Groups:
+    train = _group(raw, "train", TrainConfig)
+    given = raw.get("train")
+    # Rows can be checked even if something else in `train` is wrong.
+    method: Method = "pt" if isinstance(given, Mapping) and given.get("method") == "pt" else "sft"
+    return _Groups(
+        run=None,
+        model=_group(raw, "model", ModelConfig),
+        convert=_group(raw, "convert", ConvertConfig),
+        data=_group(raw, "data", DataConfig),
+        train=train,
+        select=_group(raw, "select", SelectConfig),
+        evaluate=_group(raw, "evaluate", EvaluateConfig) if raw.get("evaluate") is not None else None,
+        launch=_group(raw, "launch", LaunchConfig),
+        method=method,
+    )
+
+
+def _group(raw: Mapping[str, Any], name: str, model: type[G]) -> G | None:
+    try:
+        return model.model_validate(raw.get(name, {}))
+    except ValidationError:
+        return None  # said once, with the whole run
+
+
+def _as_problems(findings: Iterable[tuple[str, str]]) -> list[Problem]:
+    return [Problem(f"{place}: {what}") for place, what in findings]
+
+
+def _source(model: ModelConfig, groups: _Groups, problems: list[Problem]) -> ResolvedSource | None:
+    found: list[Problem] = []
+    source = collected(found, lambda: resolve(model.source))
+    folder = Path(model.source).expanduser()
+    if source is None and folder.is_dir():  # not only that its config.json is wrong
+        found = model_folder_problems(folder, needs_chat=groups.method == "sft")
+    problems += found
+    return source
+
+
+def _fetched(plans: Iterable[StagePlan], store: Store) -> Path | None:
+    """Folder of a remote model that the store has already."""
+    for plan in plans:
+        if plan.name == "fetch" and (artifact := store.find(plan.kind, plan.key)):
+            return Path(artifact.path)
+    return None
+
+
+def _model_problems(
+    source: ResolvedSource, fetched: Path | None, groups: _Groups, *, ask_source: bool
+) -> list[Problem]:
+    """Findings about a model and what the run wants to do with it; by its config alone if it is not there yet."""
+    problems: list[Problem] = []
+    divisor, layout = (groups.convert or ConvertConfig()).make_vocab_size_divisible_by, None
+    if groups.train is not None:
+        layout = Layout(
+            tensor_model_parallel_size=groups.train.tensor_model_parallel_size,
+            pipeline_model_parallel_size=groups.train.pipeline_model_parallel_size,
+            sequence_parallel=groups.train.sequence_parallel,
+        )
+    folder = source.path or fetched
+    if folder is not None:
+        needs_chat = groups.method == "sft"
+        problems += model_folder_problems(
+            folder, make_vocab_size_divisible_by=divisor, layout=layout, needs_chat=needs_chat
+        )
+        config = collected([], lambda: read_hf_config(folder))
+    else:
+        config = collected(problems, source.hf_config)
+        if config is not None:
+            problems += model_config_problems(config, make_vocab_size_divisible_by=divisor, layout=layout)
+            if ask_source:
+                collected(problems, source.check_reachable)
+    if config is not None and groups.evaluate is not None:
+        problems += served_problems(config, groups.evaluate)
+    return problems
+
+
+def _data_problems(data: DataConfig, groups: _Groups) -> list[Problem]:
+    problems: list[Problem] = []
+    rows = collected(problems, lambda: load_rows(data, groups.method))
+    if rows is not None and groups.train is not None and len(rows[0]) < groups.train.global_batch_size:
+        problems.append(
+            Problem(
+                "data.dataset",
+                f"at least train.global_batch_size rows ({groups.train.global_batch_size})",
+                f"{len(rows[0])} training rows",
+                "Take more rows (path#N repeats them), or a smaller batch.",
+            )
+        )
+    return problems
+
+
+def _evaluate_problems(evaluate: EvaluateConfig, groups: _Groups) -> list[Problem]:
+    problems: list[Problem] = []
+    try:
+        suite = load_suite(Path(evaluate.suite))
+    except RunFileError as exc:
+        problems += [
+            Problem(f"evaluate.suite: {place if place == evaluate.suite else f'{evaluate.suite}: {place}'}: {what}")
+            for place, what in exc.problems
+        ]
+    else:
+        if groups.data is not None:
+            values = placeholder_values(groups.data.model_name, groups.data.model_author)
+            problems += [
+                Problem(
+                    f"evaluate.suite: {evaluate.suite} holds {{{{{name}}}}}", f"{FIELD_OF[name]} to be set", "nothing"
+                )
+                for name in sorted(suite.placeholders() - values.keys())
+            ]
+    data = groups.data
+    if data is not None:
+        what = "evaluate.perplexity_dataset"
+        collected(problems, lambda: load_files(evaluate.perplexity_dataset, data, groups.method, what))
+    return problems + _interpreter_problems(evaluate.python)
+
+
+def _interpreter_problems(python: str) -> list[Problem]:
+    place, fix = f"evaluate.python: {python}", "Run `make setup`, or name the Python that vLLM is installed for."
+    found = shutil.which(python)
+    if found is None:
+        return [Problem(place, "a Python interpreter", "none", fix)]
+    try:
+        answer = subprocess.run([found, "-c", HAS_VLLM], capture_output=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        return [Problem(place, "a Python interpreter", str(exc), fix)]
+    return [Problem(place, "vLLM in its environment", "none", fix)] if answer.returncode else []
+
+
+def _train_problems(train: TrainConfig) -> list[Problem]:
+    if train.backend == "transformer_engine" and importlib.util.find_spec("transformer_engine") is None:
+        fix = "Install it (requirements/gpu.txt), or set backend to auto or torch."
+        return [Problem("train.backend: transformer_engine", "Transformer Engine to be installed", "not", fix)]
+    return []
+
+
+def _select_problems(select: SelectConfig, groups: _Groups) -> list[Problem]:
+    """A choice that no checkpoint will fit, which would show only when training is over."""
+    data, train = groups.data, groups.train
+    if select.strategy == "best" and data is not None and not data.val_dataset and not data.split_dataset_ratio:
+        fix = "Give data.val_dataset or data.split_dataset_ratio, or select by latest."
+        return [Problem("select.strategy: best", "validation rows", "none", fix)]
+    if select.iteration is None or train is None or train.train_iters is None:
+        return []
+    saved = [*range(train.save_steps, train.train_iters, train.save_steps), train.train_iters]
+    kept = saved if train.save_total_limit is None else saved[-(train.save_total_limit - 1) :]  # and the best one
+    if select.iteration in kept:
+        return []
+    listed = ", ".join(map(str, kept if len(kept) < 8 else [*kept[:6], "…", kept[-1]]))
+    return [Problem("select.iteration", f"an iteration that is saved and kept ({listed})", str(select.iteration))]
+
+
+def _store_problems(store: Path) -> list[Problem]:
+    existing = next(folder for folder in (store.absolute(), *store.absolute().parents) if os.path.lexists(folder))
+    if not existing.is_dir():
+        return [Problem(f"launch.store: {existing}", "a folder", "a file")]
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return [Problem(f"launch.store: {existing}", "a folder that can be written to", "no permission")]
+    return []
