@@ -1,0 +1,138 @@
+"""The two model hubs: which commit a revision is, what the model's config says, and the download.
+
+Only safetensors and small text files are downloaded; pickled weights and code never are. Tokens and proxies are the
+clients' own business (`HF_TOKEN`, `MODELSCOPE_API_TOKEN`, `HTTPS_PROXY`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mcore.errors import Problem, SourceError
+from mcore.sources.resolve import HUB_SOURCE
+
+PATTERNS = (
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "*.model",
+    "*.tiktoken",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+IGNORED = ("original/*", "consolidated*", "onnx/*", "*.bin.index.json")
+"""Further copies of the weights that some repositories hold."""
+
+
+def locate(source: str) -> dict[str, Any]:
+    """The `commit` of a hub source and the model's `config`.
+
+    Raises:
+        SourceError: The hub can't be reached, or has no such model or revision; says what to do.
+    """
+    hub, repo, revision = _parts(source)
+    with _typed(source):
+        commit = _hf_commit(repo, revision) if hub == "hf" else _ms_commit(repo, revision)
+        with tempfile.TemporaryDirectory() as folder:
+            path = _file(hub, repo, commit if hub == "hf" else revision, "config.json", Path(folder))
+            config = json.loads(path.read_text())
+    return {"commit": commit, "config": config}
+
+
+def download(source: str, folder: Path) -> None:
+    """Put the model's files into a folder.
+
+    Raises:
+        SourceError: As `locate`.
+    """
+    hub, repo, revision = _parts(source)
+    with _typed(source):
+        if hub == "hf":
+            from huggingface_hub import snapshot_download
+
+            snapshot_download(
+                repo,
+                revision=_hf_commit(repo, revision),
+                local_dir=folder,
+                allow_patterns=list(PATTERNS),
+                ignore_patterns=list(IGNORED),
+            )
+        else:
+            from modelscope import snapshot_download as ms_snapshot_download
+
+            ms_snapshot_download(
+                repo,
+                revision=revision,
+                local_dir=str(folder),
+                allow_patterns=list(PATTERNS),
+                ignore_patterns=list(IGNORED),
+            )
+    # Notes of the clients about what they downloaded.
+    for notes in (folder / ".cache", folder / "._____temp", folder / ".msc", folder / ".mv"):
+        if notes.is_dir():
+            shutil.rmtree(notes)
+        else:
+            notes.unlink(missing_ok=True)
+
+
+def _parts(source: str) -> tuple[str, str, str | None]:
+    match = HUB_SOURCE.fullmatch(source)
+    assert match, source
+    return match["hub"], match["repo"], match["revision"]
+
+
+def _hf_commit(repo: str, revision: str | None) -> str:
+    from huggingface_hub import HfApi
+
+    commit = HfApi().model_info(repo, revision=revision).sha
+    assert commit
+    return commit
+
+
+def _ms_commit(repo: str, revision: str | None) -> str:
+    """ModelScope tells no commit of a branch, but a digest of each file: the digest of these stands for the commit."""
+    from modelscope.hub.api import HubApi
+
+    found = HubApi().get_model_files(repo, revision=revision, recursive=True)
+    lines = sorted(f"{file['Path']} {file.get('Sha256') or file.get('Revision')}" for file in found)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:40]
+
+
+def _file(hub: str, repo: str, revision: str | None, name: str, folder: Path) -> Path:
+    if hub == "hf":
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(repo, name, revision=revision, local_dir=folder))
+    from modelscope.hub.file_download import model_file_download
+
+    return Path(model_file_download(repo, name, revision=revision, local_dir=str(folder)))
+
+
+@contextmanager
+def _typed(source: str) -> Iterator[None]:
+    """Turn whatever the clients raise into a SourceError that says what to do."""
+    try:
+        yield
+    except SourceError:
+        raise
+    except Exception as exc:  # two clients with error trees of their own, over several network libraries
+        kind = type(exc).__name__
+        if "NotFound" in kind or "NotExist" in kind:
+            fix = "Check the spelling of organisation, name and revision."
+        elif "Gated" in kind or "Unauthorized" in kind:
+            fix = "Ask for access on the model's page, and log in to the hub."
+        else:
+            fix = "Check the network and the proxy, or fetch the model elsewhere and name its folder."
+        first_line = (str(exc).strip().splitlines() or [""])[0]
+        raise SourceError(
+            "the model can't be fetched", [Problem(source, found=f"{kind}: {first_line}", fix=fix)]
+        ) from exc
