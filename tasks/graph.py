@@ -41,7 +41,7 @@ _EVALUATION = (
     "data.system",
 )
 
-_FILE_FIELDS = frozenset({"data.dataset", "data.val_dataset", "evaluate.suite", "evaluate.perplexity_dataset"})
+FILE_FIELDS = frozenset({"data.dataset", "data.val_dataset", "evaluate.suite", "evaluate.perplexity_dataset"})
 """Fields that name files: their content goes into the key, their place does not."""
 
 
@@ -156,7 +156,7 @@ def fields_read(stage: Stage) -> tuple[str, ...]:
 def _ingredient(run: RunConfig, name: str, store: Store) -> Any:
     group, _, field_name = name.partition(".")
     value = getattr(run, group).model_dump(mode="json")[field_name]
-    if name not in _FILE_FIELDS:
+    if name not in FILE_FIELDS:
         return value
     if isinstance(value, str):
         return store.digests.digest(Path(value))
