@@ -8,6 +8,12 @@ from typing import Any, Literal
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
@@ -83,6 +89,7 @@ def build_model(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(torch.nan)
+    mark_divided_weights(model)
     if model.post_process:
         mask_vocabulary_padding(model, dims.vocab)
     return model
@@ -130,6 +137,19 @@ def transformer_config(
         gradient_accumulation_fusion=False,
         **options,
     )
+
+
+def mark_divided_weights(model: torch.nn.Module) -> None:
+    """Mark the weights that tensor parallel ranks divide, as megatron-core's own initialisation does.
+
+    Without the marks the optimizer takes them for copies, and leaves the other ranks' parts out of the gradient norm
+    that gradients are clipped by.
+    """
+    for layer in model.modules():
+        divided = isinstance(layer, (VocabParallelEmbedding, ColumnParallelLinear, RowParallelLinear))
+        if divided and layer.weight is not None and not hasattr(layer.weight, "tensor_model_parallel"):
+            dim = 1 if isinstance(layer, RowParallelLinear) else 0
+            set_tensor_model_parallel_attributes(layer.weight, is_parallel=True, dim=dim, stride=1)
 
 
 def mask_vocabulary_padding(model: GPTModel, vocab_size: int) -> None:

@@ -14,7 +14,7 @@ from mcore.backend.layout import Layout
 from mcore.backend.model import build_model
 from mcore.backend.parallel import parallel_processes
 from tests.parallel.launch import run_torchrun
-from tests.parallel.layout_cases import LAYOUTS
+from tests.parallel.layout_cases import CASES
 from tests.tiny_models import MODELS, PADDED_VOCAB_SIZE, SIZES, fill, mcore_tensors, tiny_hf_model
 
 NPROC = 4
@@ -64,8 +64,7 @@ def save_checkpoint(folder: Path, name: str) -> None:
     dist_checkpointing.save({"model": model.sharded_state_dict()}, str(folder / name))
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("layout", "name"), CASES)
 def test_logits_and_losses_equal_the_reference_models(results, layout: str, name: str) -> None:
     of_ranks = [result for key, result in results.items() if key.rpartition("-")[0] == f"{layout}-{name}"]
     assert len(of_ranks) == RANKS[layout]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -22,10 +23,22 @@ BRIDGED = [
 ] + [(tracker, "_get_cuda_rng_state"), (tracker, "_set_cuda_rng_state")]
 
 
+@pytest.fixture(autouse=True)
+def _bare() -> Iterator[None]:
+    """Takes away, for one test, the bridges that another test has installed for good."""
+    installed, cpu._installed = cpu._installed, None
+    if installed is not None:
+        installed.close()
+    yield
+    if cpu._installed is not None:
+        cpu._installed.close()
+        cpu._installed = None
+    if installed is not None:
+        cpu.install_cpu_backend()
+
+
 @pytest.fixture
-def bridged(monkeypatch: pytest.MonkeyPatch):
-    """The bridges inside one test, also where another test has installed them for good."""
-    monkeypatch.setattr(cpu, "_installed", None)
+def bridged() -> Iterator[None]:
     with cpu.cpu_backend():
         yield
 
@@ -75,30 +88,23 @@ def test_recomputed_activations_see_the_same_random_numbers(bridged, monkeypatch
     assert torch.equal(hidden.grad, 2 * dropped.detach())
 
 
-def test_everything_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "_installed", None)
+def test_everything_is_put_back() -> None:
     before = [getattr(owner, name) for owner, name in BRIDGED]
     with cpu.cpu_backend():
         assert all(getattr(owner, name) is not old for (owner, name), old in zip(BRIDGED, before, strict=True))
     assert [getattr(owner, name) for owner, name in BRIDGED] == before
 
 
-def test_installing_twice_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "_installed", None)
+def test_installing_twice_changes_nothing() -> None:
     cpu.install_cpu_backend()
-    stack = cpu._installed
-    try:
-        once = [getattr(owner, name) for owner, name in BRIDGED]
-        cpu.install_cpu_backend()
-        with cpu.cpu_backend():
-            assert [getattr(owner, name) for owner, name in BRIDGED] == once
-        assert cpu._installed is stack
-    finally:
-        stack.close()
+    stack, once = cpu._installed, [getattr(owner, name) for owner, name in BRIDGED]
+    cpu.install_cpu_backend()
+    with cpu.cpu_backend():
+        assert [getattr(owner, name) for owner, name in BRIDGED] == once
+    assert cpu._installed is stack
 
 
 def test_nothing_is_bridged_where_cuda_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "_installed", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     before = [getattr(owner, name) for owner, name in BRIDGED]
     cpu.install_cpu_backend()
