@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from mcore.child import run_as_child
-from mcore.evaluate.compare import compare_folders
+from mcore.evaluate.compare import compare_folders, flat_metrics
 from mcore.evaluate.report import side_by_side, write_comparison
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -50,11 +50,7 @@ def run(
         model_author,
         system,
     )
-    summary = evaluate(settings, output, overwrite=overwrite)
-    for group, figures in summary["groups"].items():
-        typer.echo(f"{group}: {figures['num_passed']} of {figures['num_cases']} passed")
-    if summary["perplexity"] is not None:
-        typer.echo(f"perplexity: {summary['perplexity']:.4f} over {summary['num_perplexity_tokens']} tokens")
+    typer.echo(json.dumps(evaluate(settings, output, overwrite=overwrite)))
 
 
 @app.command()
@@ -73,7 +69,8 @@ def compare(
     """Compare the tuned model with the base, and hold it against the gates."""
     comparison = compare_folders(base, tuned, min_pass_rate=min_pass_rate, max_regression=max_regression)
     write_comparison(comparison, output, overwrite=overwrite)
-    Console(file=sys.stdout).print(side_by_side(comparison))
+    Console(stderr=True).print(side_by_side(comparison))
+    typer.echo(json.dumps(flat_metrics(comparison)))
     comparison.raise_failed_gates()
 
 

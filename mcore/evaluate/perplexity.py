@@ -11,7 +11,6 @@ from configs.schema.data import DataConfig
 from mcore.data.rows import Method, load_files, raise_problems
 from mcore.data.template import Sample, encode_rows
 from mcore.errors import EvaluationError, Problem
-from mcore.evaluate.engine import Engine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,25 +52,29 @@ def held_out_samples(
     return samples
 
 
-def perplexity(engine: Engine, samples: Sequence[Sample]) -> Perplexity:
+def perplexity(samples: Sequence[Sample], logprobs: Sequence[Sequence[float]]) -> Perplexity:
     """Perplexity over the tokens that the samples' masks name.
 
+    Args:
+        samples: Held-out samples.
+        logprobs: For each the log-probability (nats) of its tokens from the second on; the first is never a target.
+
     Raises:
-        EvaluationError: vLLM failed, or the result is not finite.
+        EvaluationError: The result is not finite.
     """
-    rows = engine.token_logprobs([sample.token_ids for sample in samples])
-    # The first token has no log-probability and is never a target.
     counted = [
         logprob
-        for sample, logprobs in zip(samples, rows, strict=True)
-        for logprob, is_target in zip(logprobs, sample.loss_mask[1:], strict=True)
+        for sample, row in zip(samples, logprobs, strict=True)
+        for logprob, is_target in zip(row, sample.loss_mask[1:], strict=True)
         if is_target
     ]
-    mean = -math.fsum(counted) / len(counted)
+    loss = -math.fsum(counted) / len(counted)
     try:
-        value = math.exp(mean)
+        value = math.exp(loss)
     except OverflowError:
         value = math.inf
     if not math.isfinite(value):
-        raise EvaluationError("the perplexity is not finite", [Problem("mean loss (nats)", "a number", str(mean))])
+        raise EvaluationError(
+            "the perplexity is not finite", [Problem("mean loss (nats)", "a small number", str(loss))]
+        )
     return Perplexity(value, len(counted), len(samples))

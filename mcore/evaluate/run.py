@@ -52,7 +52,7 @@ def evaluate(settings: EvaluationSettings, output: Path, *, overwrite: bool = Fa
     """Evaluate a model; `output` holds `answers.jsonl`, `summary.json` and `metrics.json` at the end.
 
     Returns:
-        What `summary.json` holds.
+        Figures, as in the folder's `metrics.json`.
 
     Raises:
         InputError: All that is wrong with model folder, suite, rows and options. Nothing was started.
@@ -68,7 +68,7 @@ def evaluate(settings: EvaluationSettings, output: Path, *, overwrite: bool = Fa
         answers = engine.chat([question.messages for question in questions], max_tokens=settings.max_tokens)
         answered = time.monotonic()
         if samples:
-            held_out = perplexity(engine, samples)
+            held_out = perplexity(samples, engine.token_logprobs([sample.token_ids for sample in samples]))
         ended = time.monotonic()
     records = score(questions, answers)
     groups = pass_rates(records)
@@ -96,13 +96,14 @@ def evaluate(settings: EvaluationSettings, output: Path, *, overwrite: bool = Fa
         "perplexity_s": round(ended - answered, 2),
         "seconds": round(time.monotonic() - start, 2),
     }
+    metrics = _metrics(summary)
     with whole_folder(output, overwrite=overwrite) as folder:
         lines = (json.dumps(record, ensure_ascii=False) for record in records)
         (folder / ANSWERS).write_text("".join(f"{line}\n" for line in lines))
         (folder / SUMMARY).write_text(json.dumps(summary, indent=2, ensure_ascii=False))
-        (folder / METRICS).write_text(json.dumps(_metrics(summary), indent=2))
-    say(f"{num_passed} of {len(records)} cases passed; {output}")
-    return summary
+        (folder / METRICS).write_text(json.dumps(metrics, indent=2))
+    _tell(summary, records)
+    return metrics
 
 
 def _check(settings: EvaluationSettings, output: Path, *, overwrite: bool) -> tuple[str, list[Question], list[Sample]]:
@@ -152,3 +153,14 @@ def _metrics(summary: dict[str, Any]) -> dict[str, Any]:
     names = ("num_cases", "perplexity", "num_perplexity_tokens", "start_s", "answer_s", "perplexity_s", "seconds")
     speed = {"answer_tokens_per_s": round(summary["num_answer_tokens"] / max(summary["answer_s"], 0.01), 1)}
     return {"pass_rate": summary["pass_rate"], **rates, **{name: summary[name] for name in names}, **speed}
+
+
+def _tell(summary: dict[str, Any], records: list[dict[str, Any]]) -> None:
+    for record in records:
+        if not record["passed"]:
+            failures = "; ".join(record["failures"])
+            say(f"failed: {record['group']} {record['case']}, {record['prompt']!r}: {record['answer']!r} {failures}")
+    for group, figures in summary["groups"].items():
+        say(f"{group}: {figures['num_passed']} of {figures['num_cases']} passed")
+    if summary["perplexity"] is not None:
+        say(f"perplexity: {summary['perplexity']:.4f} over {summary['num_perplexity_tokens']} tokens")
