@@ -1,0 +1,192 @@
+"""A run's checkpoints: weights, optimizer, scheduler, generators and position, in Megatron's own shape.
+
+    OUTPUT/iter_0000100/                          torch_dist, written by megatron-core
+    OUTPUT/latest_checkpointed_iteration.txt      written once that folder is durable and found complete
+    OUTPUT/hf/                                    the base model's config and tokenizer files, for export
+
+The optimizer is saved `fully_reshardable`: a run may go on with another layout.
+Source: names and meaning of the state's keys as in Megatron-LM (core 0.16.1) `training/checkpointing.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import queue
+import random
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.validation import StrictHandling
+
+from mcore.backend.layout import Layout
+from mcore.errors import CheckpointError, Problem
+from mcore.folders import fsync_folder, fsync_path, write_durably
+from mcore.select import TRACKER, completeness_problems, iteration_dir
+from mcore.train.housekeeping import remove_iteration
+from mcore.train.model import Training
+
+OPTIMIZER_FORMAT = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    # Gathered over gloo on one rank of each data parallel group, so no device ever holds the whole state.
+    "distrib_optim_fully_reshardable_mem_efficient": True,
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Position:
+    """How far a run has come."""
+
+    iteration: int = 0
+    consumed_samples: int = 0
+    consumed_tokens: int = 0
+
+
+def save(output: Path, training: Training, position: Position, layout: Layout, settings: Mapping[str, Any]) -> None:
+    """Write the checkpoint of an iteration; all ranks call it.
+
+    Args:
+        output: The run's folder.
+        training: Model, optimizer and scheduler.
+        position: Where the run stands.
+        layout: How the model is divided.
+        settings: Plain values for Megatron's `args`, so that its tools can tell what the checkpoint is.
+
+    Raises:
+        CheckpointError: What was written is not complete. The tracker still names the one before.
+    """
+    folder = iteration_dir(output, position.iteration)
+    if dist.get_rank() == 0:
+        if folder.exists():  # of a run that was killed before it could move the tracker
+            remove_iteration(output, position.iteration)
+        folder.mkdir(parents=True)
+    dist.barrier()
+    hand_results_over_in_this_process()
+    state = _state(training, layout, is_loading=False)
+    state["opt_param_scheduler"] = training.scheduler.state_dict()
+    state["position"] = dataclasses.asdict(position)
+    state["iteration"] = position.iteration
+    state["checkpoint_version"] = 3.0
+    state["args"] = argparse.Namespace(
+        **{
+            **settings,
+            "iteration": position.iteration,
+            "consumed_train_samples": position.consumed_samples,
+            "tensor_model_parallel_size": layout.tensor_model_parallel_size,
+            "pipeline_model_parallel_size": layout.pipeline_model_parallel_size,
+        }
+    )
+    dist_checkpointing.save(state, str(folder), content_metadata=dict(OPTIMIZER_FORMAT))
+    dist.barrier()
+    if dist.get_rank() == 0:
+        fsync_folder(folder)
+        fsync_path(output)
+        problems = completeness_problems(folder)
+        if problems:
+            raise CheckpointError(f"iteration {position.iteration} was not written completely", problems)
+        write_durably(output / TRACKER, str(position.iteration))
+    dist.barrier()
+
+
+def load(folder: Path, training: Training, layout: Layout) -> Position:
+    """Put a checkpoint's state into a model, its optimizer, its scheduler and this process' generators.
+
+    Args:
+        folder: A complete `iter_…` folder.
+        training: What to put it into.
+        layout: How the model is divided now. If it was divided otherwise, the generators stay as they are seeded.
+
+    Raises:
+        CheckpointError: The checkpoint holds other things than the run needs.
+    """
+    common = dist_checkpointing.load_common_state_dict(str(folder))
+    saved = common["args"]
+    same_layout = (saved.tensor_model_parallel_size, saved.pipeline_model_parallel_size) == (
+        layout.tensor_model_parallel_size,
+        layout.pipeline_model_parallel_size,
+    )
+    training.prime_optimizer()
+    state = _state(training, layout, is_loading=True)
+    if not same_layout:
+        del state["rng_state"]
+    loaded, missing, unexpected = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RETURN_ALL)
+    unexpected = {key for key in unexpected if not key.startswith("rng_state/")}
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{folder} does not fit this run",
+            [Problem(key, found="nothing in the checkpoint") for key in sorted(missing)]
+            + [Problem(key, "nothing of that name", "it in the checkpoint") for key in sorted(unexpected)],
+        )
+    training.module.load_state_dict(loaded["model"])
+    training.optimizer.load_state_dict(loaded["optimizer"])
+    training.scheduler.load_state_dict(loaded["opt_param_scheduler"])
+    if same_layout:
+        _set_rng_state(loaded["rng_state"][0])
+    return Position(**loaded["position"])
+
+
+def copy_hf_files(base: Path, output: Path) -> None:
+    """Copy the base's `hf/` folder (config, tokenizer, chat template) into the run's, whole or not at all."""
+    target = output / "hf"
+    if target.exists():
+        return
+    partial = output / ".hf.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(base / "hf", partial)
+    fsync_folder(partial)
+    partial.rename(target)
+    fsync_path(output)
+
+
+def _state(training: Training, layout: Layout, *, is_loading: bool) -> dict[str, Any]:
+    model = training.module.sharded_state_dict()
+    optimizer = training.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=dict(OPTIMIZER_FORMAT))
+    if optimizer.get("param_state", optimizer) is None:
+        del optimizer["param_state"]  # gathered on another rank; megatron-core would warn that the ranks differ
+    return {"model": model, "optimizer": optimizer, "rng_state": _sharded_rng_state(layout)}
+
+
+def _sharded_rng_state(layout: Layout) -> ShardedObject:
+    state = {
+        "random_rng_state": random.getstate(),
+        "np_rng_state": np.random.get_state(),
+        "torch_rng_state": torch.get_rng_state(),
+        "cuda_rng_state": torch.cuda.get_rng_state(),
+        "rng_tracker_states": tensor_parallel.get_cuda_rng_tracker().get_states(),
+    }
+    return ShardedObject(
+        "rng_state",
+        [state],
+        (layout.pipeline_model_parallel_size, layout.tensor_model_parallel_size),
+        (
+            parallel_state.get_pipeline_model_parallel_rank(),
+            parallel_state.get_tensor_model_parallel_rank(),
+        ),
+        replica_id=parallel_state.get_data_parallel_rank(with_context_parallel=True),
+    )
+
+
+def _set_rng_state(state: Mapping[str, Any]) -> None:
+    random.setstate(state["random_rng_state"])
+    np.random.set_state(state["np_rng_state"])
+    torch.set_rng_state(state["torch_rng_state"])
+    torch.cuda.set_rng_state(state["cuda_rng_state"])
+    tensor_parallel.get_cuda_rng_tracker().set_states(state["rng_tracker_states"])
+
+
+def hand_results_over_in_this_process() -> None:
+    """Keep the queue of a synchronous save's results in the process that both fills and empties it.
+
+    megatron-core keeps it in a process of its own, which costs 2.5 s to start and dies of the very SIGTERM that asks a
+    whole process tree to save and leave.
+    """
+    if filesystem_async._results_queue is None:
+        filesystem_async._results_queue = queue.Queue()

@@ -1,0 +1,124 @@
+"""What a run was started with, kept in `fingerprint.json`, so that no run goes on from another one's checkpoints.
+
+What may differ between two starts of one run is left out: the layout, the micro-batch size, recomputation and the
+backend (they change no more than rounding), how often is saved, validated and logged, and where things lie.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from configs.schema.train import TrainConfig
+from mcore.errors import ConfigError, Problem
+from mcore.folders import write_durably
+from mcore.select import iterations_in
+from mcore.train.schedule import Schedule
+
+FILE_NAME = "fingerprint.json"
+VERSION = 1
+HEAD_BYTES = 2**20
+
+FIELDS = (
+    "method",
+    "tuner_type",
+    "use_distributed_optimizer",
+    "global_batch_size",
+    "lr",
+    "min_lr",
+    "lr_decay_style",
+    "weight_decay",
+    "clip_grad",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_eps",
+    "seed",
+    "torch_dtype",
+)
+"""Fields of `train` that decide what is learnt, or what a checkpoint holds."""
+
+
+def fingerprint(
+    config: TrainConfig, schedule: Schedule, *, data: str, validation: str, base_iteration_dir: Path
+) -> dict[str, Any]:
+    """The fingerprint of a run as a nested mapping of plain values.
+
+    Args:
+        config: The run's `train` group.
+        schedule: Its resolved length and warm-up.
+        data: Digest of the training samples and their order.
+        validation: Digest of the validation samples.
+        base_iteration_dir: The base checkpoint's `release/` (or another iteration's) folder.
+    """
+    return {
+        "version": VERSION,
+        "train": {name: getattr(config, name) for name in FIELDS}
+        | {"train_iters": schedule.train_iters, "lr_warmup_iters": schedule.lr_warmup_iters},
+        "data": {"train": data, "validation": validation},
+        "base": {"weights": checkpoint_digest(base_iteration_dir)},
+    }
+
+
+def checkpoint_digest(iteration_dir: Path) -> str:
+    """SHA-256 over names, sizes and the first MiB of each weight file: tells checkpoints apart without reading all."""
+    digest = hashlib.sha256()
+    for path in sorted(iteration_dir.glob("*.distcp")):
+        digest.update(f"{path.name}:{path.stat().st_size}:".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(HEAD_BYTES))
+    return digest.hexdigest()
+
+
+def claim(output: Path, mine: dict[str, Any]) -> None:
+    """Make `output` this run's folder, or check that it is.
+
+    Raises:
+        ConfigError: It holds checkpoints of a run with another fingerprint, or of nobody knows which.
+    """
+    path = output / FILE_NAME
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        found = None
+    except (OSError, ValueError) as exc:
+        raise ConfigError("the output folder can't be resumed", [Problem(str(path), "a JSON file", str(exc))]) from exc
+    if found == mine:
+        return
+    if saved := iterations_in(output):
+        raise ConfigError(
+            "the output folder belongs to another run",
+            _differences(found, mine)
+            if isinstance(found, dict)
+            else [
+                Problem(
+                    str(output), f"{FILE_NAME} beside the checkpoints", f"{len(saved)} checkpoints and no such file"
+                )
+            ],
+        )
+    # Without a checkpoint there is nothing to go on from, so nothing that could be mixed up.
+    write_durably(path, json.dumps(mine, indent=2) + "\n")
+
+
+def _differences(found: dict[str, Any], mine: dict[str, Any]) -> list[Problem]:
+    before, now = dict(_flat(found)), dict(_flat(mine))
+    return [
+        Problem(
+            name,
+            f"{before.get(name, 'nothing')}, as the run was started with",
+            str(now.get(name, "nothing")),
+            "Go on with the same setting, or name another --output.",
+        )
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

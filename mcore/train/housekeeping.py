@@ -1,0 +1,71 @@
+"""Which checkpoints of a run stay on disk, and how the others go. No torch here.
+
+A checkpoint is removed by renaming its folder first: what a crash leaves behind can't be taken for a checkpoint, and is
+cleared at the next start.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from mcore.errors import CheckpointError
+from mcore.folders import fsync_path
+from mcore.select import Iteration, completeness_problems, is_complete, iteration_dir, iterations_in, select_checkpoint
+
+_GOING = ".removed-"
+
+
+def remove_iteration(output: Path, iteration: int) -> None:
+    """Remove one checkpoint; it is gone in one step."""
+    folder = iteration_dir(output, iteration)
+    going = folder.with_name(f"{_GOING}{folder.name}")
+    shutil.rmtree(going, ignore_errors=True)
+    folder.rename(going)
+    fsync_path(output)
+    shutil.rmtree(going)
+
+
+def remove_unfinished(output: Path) -> list[int]:
+    """Clear what a killed run left: checkpoints half written, and half removed. Returns the half-written iterations."""
+    for going in output.glob(f"{_GOING}*"):
+        shutil.rmtree(going)
+    unfinished = [
+        iteration for iteration in iterations_in(output) if completeness_problems(iteration_dir(output, iteration))
+    ]
+    for iteration in unfinished:
+        remove_iteration(output, iteration)
+    return unfinished
+
+
+def prune(output: Path, *, save_steps: int, train_iters: int, save_total_limit: int | None) -> list[int]:
+    """Remove checkpoints that a new, complete one has made superfluous. Returns their iterations.
+
+    The newest and the best (lowest validation loss) always stay. Those off the run's schedule, saved because the run
+    was asked to stop there, go first: so an interrupted run ends with the same checkpoints as an undisturbed one.
+
+    Args:
+        output: The run's folder.
+        save_steps: Steps between two scheduled checkpoints.
+        train_iters: The last step; its checkpoint is on schedule.
+        save_total_limit: Complete checkpoints that stay; None for all on schedule.
+    """
+    kept = [iteration for iteration in iterations_in(output) if is_complete(iteration_dir(output, iteration))]
+    off_schedule = [iteration for iteration in kept[:-1] if iteration % save_steps and iteration != train_iters]
+    for iteration in off_schedule:
+        remove_iteration(output, iteration)
+    if save_total_limit is None:
+        return off_schedule
+    kept = [iteration for iteration in kept if iteration not in off_schedule]
+    spare = [iteration for iteration in kept[:-1] if iteration != _best(output)]
+    superfluous = spare[: max(0, len(kept) - save_total_limit)]
+    for iteration in superfluous:
+        remove_iteration(output, iteration)
+    return sorted(off_schedule + superfluous)
+
+
+def _best(output: Path) -> Iteration | None:
+    try:
+        return select_checkpoint(output, "best").iteration
+    except CheckpointError:  # none of them was validated
+        return None

@@ -1,0 +1,181 @@
+"""What a run tells while it works: `metrics.jsonl`, TensorBoard, a progress line, and `metrics.json` at the end.
+
+Only rank 0 writes. A record is made of the step it is about alone (no mean over the steps since the last record), so a
+run that resumes anywhere writes the same records as one that was never interrupted, but for `time`, `step_time_s`,
+`tokens_per_s`, `mfu` and `memory_gib`.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from mcore.folders import fsync_path, write_durably
+from mcore.metrics import FILE_NAME, append_metrics, read_metrics, truncate_metrics
+
+SUMMARY = "metrics.json"
+
+PEAK_BF16_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
+"""Dense bfloat16 operations a second of one device, from the makers' data sheets (SXM models, without sparsity)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One finished training step, over all ranks.
+
+    Attributes:
+        iteration: Counted from 1.
+        loss: Mean over the step's trained tokens, before the step's update (nats).
+        grad_norm: Before clipping.
+        lr: Learning rate that the step was made with.
+        step_time_s: Without saving and validation.
+        tokens: Tokens of the step's samples, trained or not, without padding.
+        flops: Model FLOPs of the step (`model_flops`).
+    """
+
+    iteration: int
+    loss: float
+    grad_norm: float
+    lr: float
+    step_time_s: float
+    tokens: int
+    flops: float
+
+
+def model_flops(*, num_matmul_parameters: int, num_layers: int, attention_width: int, lengths: list[int]) -> float:
+    """FLOPs that training needs for samples of these lengths, without padding and without recomputation.
+
+    Formula: `sum over samples of 6 * P * s + 6 * L * A * s^2`, where P is the number of parameters in matrix products
+    (all but norms, biases and the embedding's look-up), L the number of layers, A heads x head size, s tokens. A matrix
+    product costs 2 forward and 4 backward for each parameter and token; attention costs 12 * L * A * s^2 without a
+    causal mask, half of it with one.
+    """
+    return sum(6.0 * num_matmul_parameters * s + 6.0 * num_layers * attention_width * s * s for s in lengths)
+
+
+def mfu(flops: float, seconds: float, world_size: int) -> float | None:
+    """Model FLOPs utilisation: `model_flops / (seconds * devices * peak bf16 FLOPs of the device)`.
+
+    None on a CPU and on a device whose peak is not in `PEAK_BF16_FLOPS`.
+    """
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    peak = next((value for key, value in PEAK_BF16_FLOPS.items() if key in name.split()), None)
+    return None if peak is None else flops / (seconds * world_size * peak)
+
+
+def peak_memory_gib() -> float:
+    """Peak so far of this process: allocated device memory, or on a CPU resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class TrainingLog:
+    """Rank 0's records of a run, continued behind `iteration` if the run resumes there.
+
+    Args:
+        output: The run's folder.
+        iteration: The last one that counts; what was logged behind it is dropped.
+        consumed_tokens: Tokens trained on until then.
+        global_batch_size: Samples a step.
+        logging_steps: Steps between two records.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        *,
+        iteration: int,
+        consumed_tokens: int,
+        global_batch_size: int,
+        logging_steps: int,
+        world_size: int,
+    ) -> None:
+        self.output = output
+        self.path = output / FILE_NAME
+        self.global_batch_size = global_batch_size
+        self.logging_steps = logging_steps
+        self.world_size = world_size
+        truncate_metrics(self.path, iteration)
+        self.board = SummaryWriter(str(output / "tensorboard"), purge_step=iteration + 1)
+        self.started_s = time.monotonic()
+        self.tokens_before = self.consumed_tokens = consumed_tokens
+        self.training_time_s = 0.0
+
+    def step(self, step: Step, *, last: bool) -> str:
+        """Record a step if it is due (the last one always is). Returns a note for the progress line."""
+        self.consumed_tokens += step.tokens
+        self.training_time_s += step.step_time_s
+        tokens_per_s = step.tokens / step.step_time_s
+        if last or step.iteration % self.logging_steps == 0:
+            self._append(
+                {
+                    "iteration": step.iteration,
+                    "loss": step.loss,
+                    "grad_norm": step.grad_norm,
+                    "lr": step.lr,
+                    "step_time_s": step.step_time_s,
+                    "tokens_per_s": tokens_per_s,
+                    "mfu": mfu(step.flops, step.step_time_s, self.world_size),
+                    "memory_gib": peak_memory_gib(),
+                    "consumed_samples": step.iteration * self.global_batch_size,
+                    "consumed_tokens": self.consumed_tokens,
+                    "time": time.time(),
+                }
+            )
+        return f"loss {step.loss:.4f}, {tokens_per_s:.0f} tokens/s"
+
+    def validation(self, iteration: int, loss: float) -> None:
+        """Record a validation loss, the mean over all trained tokens of the validation rows (nats)."""
+        self._append({"iteration": iteration, "validation_loss": loss})
+
+    def sync(self) -> None:
+        """Make the records durable; called before the checkpoint they belong to is declared complete."""
+        self.board.flush()
+        if self.path.exists():
+            fsync_path(self.path)
+
+    def close(self) -> None:
+        """Write what TensorBoard still holds back."""
+        self.board.close()
+
+    def summarise(self) -> dict[str, Any]:
+        """Write `metrics.json`, the run in a few figures, and return it. Times are those of this process' share."""
+        new_tokens = self.consumed_tokens - self.tokens_before
+        summary = summary_of(self.output) | {
+            "tokens_per_s": new_tokens / self.training_time_s if self.training_time_s else None,
+            "seconds": time.monotonic() - self.started_s,
+        }
+        write_durably(self.output / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        return summary
+
+    def _append(self, record: dict[str, Any]) -> None:
+        append_metrics(self.path, record)
+        for name, value in record.items():
+            if name not in {"iteration", "time"} and value is not None:
+                self.board.add_scalar(name, value, record["iteration"])
+
+
+def summary_of(output: Path) -> dict[str, Any]:
+    """The figures of a run that its records hold: the same however often it was interrupted."""
+    records = read_metrics(output / FILE_NAME)
+    steps = [record for record in records if "loss" in record]
+    validated = [record["validation_loss"] for record in records if record.get("validation_loss") is not None]
+    return {
+        "iterations": steps[-1]["iteration"] if steps else 0,
+        "tokens": steps[-1]["consumed_tokens"] if steps else 0,
+        "final_loss": steps[-1]["loss"] if steps else None,
+        "first_validation_loss": validated[0] if validated else None,
+        "last_validation_loss": validated[-1] if validated else None,
+        "best_validation_loss": min(validated, default=None),
+    }

@@ -1,0 +1,125 @@
+"""A model made ready to learn: megatron-core's model, data parallel wrapper, optimizer and scheduler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer.module import Float16Module
+
+from configs.schema.train import TrainConfig
+from mcore.backend.layout import Layout
+from mcore.backend.load import load_weights
+from mcore.backend.model import build_model
+from mcore.backend.specs import resolve_backend
+from mcore.train.schedule import Schedule, lr_scheduler
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Everything that a step changes.
+
+    Attributes:
+        module: megatron-core's bare model, this rank's part.
+        model: The same, wrapped for training.
+        optimizer: Its optimizer.
+        scheduler: Writes learning rates into the optimizer.
+    """
+
+    module: GPTModel
+    model: DistributedDataParallel
+    optimizer: MegatronOptimizer
+    scheduler: OptimizerParamScheduler
+
+    def prime_optimizer(self) -> None:
+        """Give torch's AdamW the state it has after a first step; megatron-core can load into nothing less.
+
+        Transformer Engine's Adam, where it is used, keeps its step elsewhere and needs none of this.
+        """
+        for part in getattr(self.optimizer, "chained_optimizers", [self.optimizer]):
+            adam = part.optimizer
+            if not isinstance(adam, torch.optim.AdamW):
+                continue
+            for parameter in (parameter for group in adam.param_groups for parameter in group["params"]):
+                adam.state[parameter] = {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+
+def build_training(
+    config: TrainConfig,
+    schedule: Schedule,
+    hf_config: Mapping[str, Any],
+    layout: Layout,
+    *,
+    padded_vocab_size: int,
+    base_iteration_dir: Path | None,
+) -> Training:
+    """Model, optimizer and scheduler of a run on this rank.
+
+    Args:
+        config: The run's `train` group.
+        schedule: Its resolved length and warm-up.
+        hf_config: Mapping of the base model's `config.json`.
+        layout: How the model is divided.
+        padded_vocab_size: Rows of the embedding in the base checkpoint.
+        base_iteration_dir: Folder to take the weights from; None if a checkpoint of the run is loaded afterwards.
+
+    Raises:
+        ConfigError: The model can't be built or divided this way.
+        CheckpointError: The base checkpoint does not hold the model.
+    """
+    dtype = DTYPES[config.torch_dtype]
+    module = build_model(
+        hf_config,
+        padded_vocab_size=padded_vocab_size,
+        layout=layout,
+        params_dtype=dtype,
+        backend=resolve_backend(config.backend),
+        recompute_granularity=config.recompute_granularity,
+        recompute_method=config.recompute_method,
+        recompute_num_layers=config.recompute_num_layers,
+    )
+    if base_iteration_dir is not None:
+        load_weights(module, base_iteration_dir)
+    model_config = module.config
+    model_config.calculate_per_token_loss = True
+    wrapped = module if dtype == torch.float32 else Float16Module(model_config, module)
+    model = DistributedDataParallel(
+        model_config,
+        DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True, use_distributed_optimizer=config.use_distributed_optimizer
+        ),
+        wrapped,
+    )
+    optimizer = get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=config.lr,
+            min_lr=config.min_lr,
+            weight_decay=config.weight_decay,
+            adam_beta1=config.adam_beta1,
+            adam_beta2=config.adam_beta2,
+            adam_eps=config.adam_eps,
+            # Off means never: the norm is wanted for the record all the same.
+            clip_grad=config.clip_grad or math.inf,
+            params_dtype=dtype,
+            bf16=dtype == torch.bfloat16,
+            use_distributed_optimizer=config.use_distributed_optimizer,
+        ),
+        [model],
+    )
+    model_config.finalize_model_grads_func = finalize_model_grads
+    return Training(module, model, optimizer, lr_scheduler(config, schedule, optimizer))

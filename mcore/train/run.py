@@ -1,0 +1,148 @@
+"""A training run on this rank, set up: what must be known before the first step, and where that step is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from configs.schema.run import RunConfig
+from configs.schema.train import TrainConfig
+from mcore.backend import parallel
+from mcore.backend.layout import Layout
+from mcore.backend.load import padded_vocab_size
+from mcore.backend.specs import resolve_backend
+from mcore.errors import ConfigError, PipelineError, Problem
+from mcore.progress import say
+from mcore.select import Selection, iterations_in, select_checkpoint
+from mcore.train import checkpoint
+from mcore.train.checkpoint import Position
+from mcore.train.fingerprint import claim, fingerprint
+from mcore.train.housekeeping import remove_unfinished
+from mcore.train.loop import Loop
+from mcore.train.metrics import SUMMARY
+from mcore.train.model import build_training
+from mcore.train.schedule import Schedule
+from mcore.train.stop import stop_on_sigterm
+
+T = TypeVar("T")
+
+
+def train(run: RunConfig, base: Path, output: Path) -> None:
+    """Train until the last step, going on from `output`'s newest complete checkpoint if there is one.
+
+    Every process of the run calls this. It returns when the run is complete, at once if it was already, and leaves the
+    process groups up (`mcore.backend.parallel.stop` ends them).
+
+    Args:
+        run: The whole run; its `data` and `train` decide what is learnt.
+        base: Checkpoint folder to start from, with `release/` and `hf/` as `mcore.bridge convert` makes it.
+        output: The run's folder.
+
+    Raises:
+        ConfigError: The run can't be started like this, or `output` belongs to another run.
+        DataError: The data can't be used.
+        CheckpointError: The base or the run's own checkpoint can't be used.
+        StoppedError: SIGTERM came; the run saved and can be resumed.
+        TrainingError: A loss or a gradient is not finite.
+    """
+    config = run.train
+    layout = Layout(
+        tensor_model_parallel_size=config.tensor_model_parallel_size,
+        pipeline_model_parallel_size=config.pipeline_model_parallel_size,
+        sequence_parallel=config.sequence_parallel,
+    )
+    with stop_on_sigterm() as stop:
+        parallel.start(layout, seed=config.seed)
+        start = select_checkpoint(base).path
+        hf_config = json.loads((base / "hf" / "config.json").read_text())
+        padded = padded_vocab_size(start)
+        _check(config, layout, hf_config, padded)
+        method = import_module(f"mcore.train.methods.{config.method}")
+        data, validation = method.datasets(run.data, base / "hf")
+        schedule = Schedule.from_config(config, data)
+        mark = fingerprint(
+            config, schedule, data=data.fingerprint, validation=validation.fingerprint, base_iteration_dir=start
+        )
+        resumed = on_rank_0(lambda: _prepare(output, mark, base))
+        if resumed is not None and resumed.iteration == schedule.train_iters and (output / SUMMARY).exists():
+            _say(f"{output} is complete at iteration {schedule.train_iters}")
+            return
+        training = build_training(
+            config,
+            schedule,
+            hf_config,
+            layout,
+            padded_vocab_size=padded,
+            base_iteration_dir=None if resumed else start,
+        )
+        position = Position()
+        if resumed is not None:
+            position = checkpoint.load(resumed.path, training, layout)
+            _say(f"resuming behind iteration {position.iteration}: {resumed.reason}")
+        _say(f"train: {data.describe()}; {schedule.train_iters} steps of {config.global_batch_size} samples")
+        loop = Loop(
+            config=config,
+            schedule=schedule,
+            layout=layout,
+            output=output,
+            training=training,
+            forward_step=method.forward_step,
+            data=data,
+            validation=validation,
+            device=parallel.device(),
+            stop=stop,
+            hf_config=hf_config,
+        )
+        loop.run(position)
+
+
+def on_rank_0(work: Callable[[], T]) -> T:
+    """Run something on rank 0 alone; all ranks get what it returns, or raise what it raised."""
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = work()
+        except PipelineError as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: T = outcome[0]
+    return result
+
+
+def _check(config: TrainConfig, layout: Layout, hf_config: dict[str, Any], padded: int) -> None:
+    problems = layout.problems(hf_config, padded_vocab_size=padded)
+    samples = config.micro_batch_size * parallel_state.get_data_parallel_world_size()
+    if config.global_batch_size % samples:
+        problems.append(
+            Problem(
+                "train.global_batch_size",
+                f"a multiple of micro_batch_size x data parallel size ({samples})",
+                str(config.global_batch_size),
+            )
+        )
+    if problems:
+        raise ConfigError("the run does not fit the model and the processes", problems)
+    resolve_backend(config.backend)
+
+
+def _prepare(output: Path, mark: dict[str, Any], base: Path) -> Selection | None:
+    """Make the output folder ready; the checkpoint to go on from, or None to start."""
+    output.mkdir(parents=True, exist_ok=True)
+    claim(output, mark)
+    for iteration in remove_unfinished(output):
+        say(f"removed the half-written checkpoint of iteration {iteration}")
+    checkpoint.copy_hf_files(base, output)
+    return select_checkpoint(output) if iterations_in(output) else None
+
+
+def _say(text: str) -> None:
+    if dist.get_rank() == 0:
+        say(text)

@@ -1,0 +1,30 @@
+"""SIGTERM means: finish the step, save, leave with the code that says "run me again"."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StopRequest:
+    """Whether this process was asked to stop. What all ranks do about it is agreed on at the end of a step."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def note(self, signum: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
+        """Remember the request; torchrun and a scheduler may both send one."""
+        self.received = True
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[StopRequest]:
+    """Catch SIGTERM while the block runs, and put the old handler back behind it."""
+    request = StopRequest()
+    before = signal.signal(signal.SIGTERM, request.note)
+    try:
+        yield request
+    finally:
+        signal.signal(signal.SIGTERM, before)
