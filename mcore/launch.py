@@ -43,6 +43,8 @@ SILENCE_S = 600.0
 TAIL_LINES = 100
 TAIL_BYTES = 64 * 1024
 
+PYTHON_WARNING = re.compile(r"\S+\.py:\d+: \w*Warning: ")
+
 _MARK = "MCORE_FLOWS_LAUNCH"
 """Environment variable with a random value for each launch: finds what a killed supervisor left behind."""
 
@@ -189,6 +191,8 @@ def _lost_rank(tail: str) -> int | None:
 class LineSampler:
     """Hands on the lines of a growing file, but no flood: a burst, then a few a second, and how many were left out.
 
+    Warnings of Python libraries stay in the file: there are dozens at every start, and none is about the run.
+
     Args:
         path: The file.
         offset: Bytes to skip.
@@ -208,6 +212,7 @@ class LineSampler:
         self._allowance = float(burst)
         self._rest = b""
         self._left_out = 0
+        self._behind_warning = False
         self._last_refill = self._last_output = time.monotonic()
 
     def read(self, *, final: bool = False) -> None:
@@ -233,7 +238,7 @@ class LineSampler:
             self._tell_left_out()
 
     def _pass_on(self, line: str) -> None:
-        if not line:
+        if not line or self._is_of_a_warning(line):
             return
         if self._allowance < 1:
             self._left_out += 1
@@ -241,6 +246,11 @@ class LineSampler:
         self._tell_left_out()
         self._allowance -= 1
         self._on_line(line)
+
+    def _is_of_a_warning(self, line: str) -> bool:
+        """Whether Python's warnings module wrote this: where and what, and below it the line of source, indented."""
+        before, self._behind_warning = self._behind_warning, bool(PYTHON_WARNING.match(line))
+        return self._behind_warning or (before and line.startswith("  "))
 
     def _tell_left_out(self) -> None:
         if self._left_out:

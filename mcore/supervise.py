@@ -86,12 +86,14 @@ class Supervisor:
             Its exit status, or 128 plus the signal that ended it.
         """
         try:
-            self._command = subprocess.Popen(
+            # Bound to a name: an unreferenced Popen would collect the exit status itself.
+            process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_follow_parent
-            ).pid
+            )
         except OSError as exc:
             _say(f"{command[0]} can't be started: {exc.strerror}")
             return EXIT_NOT_FOUND
+        self._command = process.pid
         while self._reap() and self._status is None and not self.must_stop:
             time.sleep(POLL_S)
         if self._status is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import yaml
 
 from mcore.artifacts import ArtifactRef
@@ -17,14 +19,18 @@ def train(job: Job, *, base: ArtifactRef, proof: ArtifactRef) -> None:
     """Tuned checkpoints, metrics and TensorBoard. Goes on from the newest checkpoint that an earlier attempt saved."""
     run_file = job.stage_dir / "run.yaml"
     run_file.write_text(yaml.safe_dump(job.run.model_dump(mode="json"), sort_keys=False))
+    num_ranks, num_cores = job.run.launch.nproc_per_node, len(os.sched_getaffinity(0))
     progress = TrainingProgress(job)
     job.launch(
         [
             job.interpreter, "-m", "torch.distributed.run", "--standalone",
-            "--nproc_per_node", str(job.run.launch.nproc_per_node), "--log-dir", str(job.stage_dir / "torchrun"),
+            "--nproc_per_node", str(num_ranks), "--log-dir", str(job.stage_dir / "torchrun"),
             "-m", "mcore.train", str(run_file), "--base", base.path, "--output", str(job.output),
         ],
-        env={"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(SAVE_GRACE_S) - 10)},
+        env={
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, num_cores // num_ranks)),
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(SAVE_GRACE_S) - 10),
+        },
         grace_s=SAVE_GRACE_S,
         on_tick=progress.tick,
     )  # fmt: skip

@@ -116,6 +116,14 @@ def test_many_lines_are_sampled(start, tmp_path):
     assert (tmp_path / "stage.log").read_text().count("\nline") == 20000
 
 
+def test_python_warnings_stay_in_the_file(start, tmp_path):
+    lines = []
+    (tmp_path / "code.py").write_text("import warnings\nif True:\n    warnings.warn('of a library')\nprint('end')")
+    start([sys.executable, tmp_path / "code.py"], on_line=lines.append)
+    assert lines == ["end"]
+    assert "UserWarning: of a library" in (tmp_path / "stage.log").read_text()
+
+
 def test_timeout_ends_the_whole_tree(start, tmp_path):
     pids = tmp_path / "pids"
     begin = time.monotonic()
@@ -137,6 +145,11 @@ def test_whatever_is_raised_in_the_caller_ends_the_whole_tree(start, tmp_path, i
     with pytest.raises(interruption):
         start(python(STUBBORN_TREE, pids), on_tick=on_tick, grace_s=0.5)
     assert not any(map(alive, pids_in(pids, 3)))
+
+
+def test_a_child_that_ends_at_once_is_not_lost(start):
+    for _ in range(10):
+        start(["true"])
 
 
 def test_a_child_that_ends_leaves_nothing_behind(start, tmp_path):
