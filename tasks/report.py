@@ -1,0 +1,268 @@
+"""The one page of a run: its stages, loss curve, base against tuned, proofs and lineage, also if it failed half way.
+
+`<store>/runs/<name>/report.md` holds it, with the curve in `loss.svg` beside it; Prefect shows the same page as an
+artifact. Everything in it comes from the store, so it says what is there, not what was planned.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcore.artifacts import ArtifactRef, Manifest
+from mcore.errors import PipelineError
+from mcore.folders import write_durably
+from mcore.metrics import FILE_NAME as METRICS_FILE
+from mcore.metrics import read_metrics
+from tasks.loss_curve import data_uri, loss_curve, loss_points
+
+if TYPE_CHECKING:
+    from tasks.stage import Outcome, PlannedRun
+
+REPORT = "report.md"
+CURVE = "loss.svg"
+FIGURES_SHOWN = 4
+"""Figures of a stage in the table; its manifest has all."""
+
+
+@contextmanager
+def reported(planned: PlannedRun) -> Iterator[None]:
+    """Write the run's report when the block ends, however it ends; a failure is in it and goes on its way."""
+    try:
+        yield
+    except BaseException as exc:
+        write_report(planned, exc)
+        if isinstance(exc, Exception):  # a run that is being cancelled has no time for the server
+            _show(planned, exc)
+        raise
+    write_report(planned)
+    _show(planned)
+
+
+def write_report(planned: PlannedRun, error: BaseException | None = None) -> Path:
+    """Write the page and the curve into the run's folder.
+
+    Args:
+        planned: The run, with what became of its stages.
+        error: What ended it, if it failed.
+
+    Returns:
+        The page.
+    """
+    folder = planned.store.run_dir(planned.run.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    curve = _curve(planned)
+    if curve is not None:
+        write_durably(folder / CURVE, curve)
+    page = folder / REPORT
+    write_durably(page, report_page(planned, CURVE if curve else None, error))
+    return page
+
+
+def _show(planned: PlannedRun, error: BaseException | None = None) -> None:
+    """Make the page a Prefect artifact. A server that is away does not undo a run."""
+    from prefect import get_run_logger
+    from prefect.artifacts import create_markdown_artifact
+
+    curve = _curve(planned)
+    page = report_page(planned, data_uri(curve) if curve else None, error)
+    try:
+        create_markdown_artifact(page, key=artifact_key(planned.run.name), description=f"Run {planned.run.name}")
+    except Exception as exc:
+        get_run_logger().warning("the report can't be shown in Prefect: %s", exc)
+
+
+def artifact_key(run_name: str) -> str:
+    """Key of a run's page in Prefect, which takes lowercase letters, digits and dashes only."""
+    return f"report-{re.sub('[^a-z0-9]+', '-', run_name.lower()).strip('-')}"
+
+
+def report_page(planned: PlannedRun, curve: str | None, error: BaseException | None = None) -> str:
+    """The page as Markdown.
+
+    Args:
+        planned: The run, with what became of its stages.
+        curve: Link target of the loss curve.
+        error: What ended the run, if it failed.
+    """
+    done = {outcome.name: outcome for outcome in planned.outcomes}
+    failed = next((name for name in planned.plans if name not in done), None) if error is not None else None
+    state = "done" if error is None else f"failed at {failed}" if failed else "failed"
+    seconds = sum(outcome.seconds for outcome in planned.outcomes)
+    lines = [
+        f"# {planned.run.name}: {state}",
+        "",
+        f"{datetime.now(UTC).isoformat(sep=' ', timespec='seconds')[:19]} UTC, {_duration(seconds)}, "
+        f"base model `{planned.run.model.source}`.",
+        "",
+    ]
+    if error is not None:
+        lines += ["## What went wrong", "", "```", str(error) or type(error).__name__, "```", ""]
+        if failed is not None and not isinstance(error, PipelineError):
+            lines += [f"Log: `{planned.stage_dir(failed)}`", ""]
+    lines += ["## Stages", "", *_stage_table(planned, done, failed), ""]
+    lines += _training(planned, curve)
+    lines += _page_of("compare", "comparison.md", planned, done)
+    lines += _proofs(done)
+    for name in ("verify_convert", "verify_export"):
+        if name == failed:
+            lines += _page_of(name, "report.md", planned, done)
+    lines += _lineage(planned, done)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _stage_table(planned: PlannedRun, done: Mapping[str, Outcome], failed: str | None) -> list[str]:
+    lines = ["| stage | state | time | artifact | figures |", "| --- | --- | ---: | --- | --- |"]
+    for name, plan in planned.plans.items():
+        outcome = done.get(name)
+        state = "failed" if name == failed else "not reached"
+        time, figures = "", ""
+        if outcome is not None:
+            state = "cached" if outcome.cached else "made"
+            time, figures = _duration(outcome.seconds), _figures(outcome.artifact.metrics)
+        lines.append(f"| {name} | {state} | {time} | `{plan.kind}/{plan.key[:8]}` | {figures} |")
+    return lines
+
+
+def _figures(metrics: Mapping[str, Any]) -> str:
+    """The first few plain figures, such as `num_tensors 272, bytes 269060552`."""
+    shown = [
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in metrics.items()
+        if isinstance(value, int | float | str) and name != "seconds"
+    ]
+    return ", ".join(shown[:FIGURES_SHOWN]).replace("|", "\\|")
+
+
+def _metrics_folder(planned: PlannedRun) -> Path | None:
+    """Where the training run logged: its artifact, or what it has so far."""
+    plan = planned.plans.get("train")
+    if plan is None:
+        return None
+    return next(
+        (
+            folder
+            for folder in (planned.store.path(plan.kind, plan.key), planned.store.partial(plan.kind, plan.key))
+            if (folder / METRICS_FILE).exists()
+        ),
+        None,
+    )
+
+
+def _curve(planned: PlannedRun) -> str | None:
+    folder = _metrics_folder(planned)
+    records = read_metrics(folder / METRICS_FILE) if folder else []
+    return loss_curve(loss_points(records, "loss"), loss_points(records, "validation_loss"))
+
+
+def _training(planned: PlannedRun, curve: str | None) -> list[str]:
+    folder = _metrics_folder(planned)
+    records = read_metrics(folder / METRICS_FILE) if folder else []
+    steps = [record for record in records if "loss" in record]
+    if not steps:
+        return []
+    first, last = steps[0], steps[-1]
+    lines = ["## Training", "", f"* {last['iteration']} iterations, loss {first['loss']:.4f} to {last['loss']:.4f}"]
+    validated = loss_points(records, "validation_loss")
+    if validated:
+        iteration, best = min(validated, key=lambda point: point[1])
+        lines.append(f"* lowest validation loss {best:.4f} at iteration {iteration}")
+    speeds = sorted(record["tokens_per_s"] for record in steps if record.get("tokens_per_s"))
+    if speeds:
+        lines.append(f"* {speeds[len(speeds) // 2]:,.0f} tokens/s (median step)")
+    return [*lines, "", *([f"![training and validation loss]({curve})", ""] if curve else [])]
+
+
+def _page_of(name: str, file: str, planned: PlannedRun, done: Mapping[str, Outcome]) -> list[str]:
+    """A page that a stage wrote, its headings a level lower; what a failed gate wrote is in the run's folder."""
+    if name not in planned.plans:
+        return []
+    folder = Path(done[name].artifact.path) if name in done else planned.stage_dir(name)
+    try:
+        lines = (folder / file).read_text().splitlines()
+    except OSError:
+        return []
+    return [*(f"#{line}" if line.startswith("#") else line for line in lines), ""]
+
+
+def _proofs(done: Mapping[str, Outcome]) -> list[str]:
+    rows = [
+        f"| {name} | {_figure(metrics, 'num_tensors')} | {_figure(metrics, 'num_differing_tensors')} "
+        f"| {_figure(metrics, 'relative_error')} | {_figure(metrics, 'max_relative_error')} "
+        f"| {_figure(metrics, 'top1_agreement')} |"
+        for name, metrics in ((name, done[name].artifact.metrics) for name in done if name.startswith("verify"))
+    ]
+    header = [
+        "## Proofs",
+        "",
+        "| proof | tensors | differing bits | error of logits | gate | same top-1 |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    return [*header, *rows, ""] if rows else []
+
+
+def _figure(metrics: Mapping[str, Any], name: str) -> str:
+    value = metrics.get(name, "")
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _lineage(planned: PlannedRun, done: Mapping[str, Outcome]) -> list[str]:
+    """From the exported model, or whatever is the last there is, back to where everything came from."""
+    last = done.get("export") or (list(done.values())[-1] if done else None)
+    if last is None:
+        return []
+    manifests = list(walk(planned, last.artifact))
+    lines = ["## Lineage", "", "| artifact | made from | made | by |", "| --- | --- | --- | --- |"]
+    for manifest in manifests:
+        inputs = [f"{role} `{_brief(artifact)}`" for role, artifact in manifest.inputs.items()]
+        by = ", ".join(f"{name} {version[:12]}" for name, version in manifest.versions.items() if name in _TOLD)
+        lines.append(
+            f"| `{_brief(f'{manifest.kind}/{manifest.key}')}` | {', '.join(inputs + _origins(manifest))} "
+            f"| {manifest.created[:16].replace('T', ' ')} | {by} |"
+        )
+    return [*lines, ""]
+
+
+_TOLD = ("code", "torch", "megatron-core", "transformers")
+
+
+def _brief(artifact: str) -> str:
+    kind, _, key = artifact.partition("/")
+    return f"{kind}/{key[:8]}"
+
+
+def _origins(manifest: Manifest) -> list[str]:
+    """What an artifact was made from that is no artifact: a model's source, data files by their digests."""
+    origins = [str(manifest.ingredients["source"])] if "source" in manifest.ingredients else []
+    for name in ("data.dataset", "data.val_dataset"):
+        digests = [str(digest)[:12] for digest in manifest.ingredients.get("config", {}).get(name) or ()]
+        origins += [f"{name} {', '.join(digests)}"] if digests else []
+    return origins
+
+
+def walk(planned: PlannedRun, artifact: ArtifactRef) -> Iterator[Manifest]:
+    """Manifests of an artifact and of all that it was made from, each once, nearest first."""
+    pending, seen = [f"{artifact.kind}/{artifact.key}"], set()
+    while pending:
+        name = pending.pop(0)
+        kind, _, key = name.partition("/")
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            manifest = Manifest.read(planned.store.path(kind, key))
+        except (OSError, ValueError):
+            continue  # a folder of the user's own, or one that was deleted since
+        yield manifest
+        pending += manifest.inputs.values()
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
