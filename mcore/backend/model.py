@@ -38,8 +38,6 @@ def build_model(
     recompute_granularity: Literal["none", "selective", "full"] = "none",
     recompute_method: Literal["uniform", "block"] | None = None,
     recompute_num_layers: int | None = None,
-    pre_process: bool | None = None,
-    post_process: bool | None = None,
 ) -> GPTModel:
     """This rank's part of the model, on this rank's device, with NaN in every weight until weights are loaded.
 
@@ -55,8 +53,6 @@ def build_model(
         recompute_granularity: Which activations are computed again in the backward pass.
         recompute_method: With `full`: `uniform` or `block`.
         recompute_num_layers: Layers, with `full`.
-        pre_process: Whether to build the embedding; by pipeline stage if None.
-        post_process: Whether to build the output layer; by pipeline stage if None.
 
     Raises:
         ConfigError: The model or its layout can't be built; names every reason.
@@ -78,8 +74,8 @@ def build_model(
         layer_spec(config, backend),
         vocab_size=padded_vocab_size,
         max_sequence_length=hf_config.get("max_position_embeddings", 0),
-        pre_process=parallel_state.is_pipeline_first_stage() if pre_process is None else pre_process,
-        post_process=parallel_state.is_pipeline_last_stage() if post_process is None else post_process,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
         share_embeddings_and_output_weights=dims.tied,
         position_embedding_type="rope",
         parallel_output=True,
