@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from configs.schema.evaluate import EvaluateConfig
 from mcore.backend.layout import Layout
-from mcore.backend.rope import rope_parameters
+from mcore.backend.rope_scaling import rope_parameters
 from mcore.bridge.dims import ModelDims
 from mcore.bridge.families import family_of_config
 from mcore.bridge.hf_config import read_hf_config
