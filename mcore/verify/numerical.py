@@ -51,6 +51,7 @@ def compare_with_mcore(
     config: Mapping[str, Any],
     iteration_dir: Path,
     max_relative_error: float,
+    rounded_to: str | None = None,
 ) -> NumericalResult:
     """Run the checkpoint's model on the same prompts and compare, prompt by prompt.
 
@@ -62,6 +63,8 @@ def compare_with_mcore(
         config: `config.json` of the checkpoint's side: what training builds the model from.
         iteration_dir: Folder of one iteration of the checkpoint.
         max_relative_error: The gate.
+        rounded_to: Dtype (torch's name) that the checkpoint's weights are rounded to before they are used: what an
+            export with a dtype of its own did to them.
 
     Raises:
         ConfigError: megatron-core can't build a model of this config.
@@ -71,7 +74,7 @@ def compare_with_mcore(
     errors: list[dict[str, float]] = []
     not_loaded: tuple[str, ...] = ()
     try:
-        model = _mcore_model(config, iteration_dir)
+        model = _mcore_model(config, iteration_dir, rounded_to)
     except CheckpointError as error:  # the folder is complete, so these weights do not make this model
         not_loaded = tuple(str(problem) for problem in error.problems) or (error.summary,)
     else:
@@ -90,6 +93,7 @@ def compare_with_mcore(
         prompt_source=prompts.source,
         prompt_digest=prompts.digest,
         device=device().type,
+        rounded_to=rounded_to,
         not_loaded=not_loaded,
         prompts=tuple(results),
         points=tuple(
@@ -100,7 +104,8 @@ def compare_with_mcore(
     )
 
 
-def _mcore_model(config: Mapping[str, Any], iteration_dir: Path) -> GPTModel:
+@torch.no_grad()
+def _mcore_model(config: Mapping[str, Any], iteration_dir: Path, rounded_to: str | None) -> GPTModel:
     model = build_model(
         config,
         padded_vocab_size=padded_vocab_size(iteration_dir),
@@ -109,6 +114,9 @@ def _mcore_model(config: Mapping[str, Any], iteration_dir: Path) -> GPTModel:
         backend="torch",  # the same arithmetic on every machine; Transformer Engine's is no fp32 reference
     )
     load_weights(model, iteration_dir)
+    if rounded_to:
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(getattr(torch, rounded_to)))
     return model.eval()
 
 

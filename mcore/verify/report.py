@@ -42,7 +42,7 @@ class TensorFinding(ReportModel):
 
 
 class CastCount(ReportModel):
-    """Tensors that are equal only after a cast from the checkpoint's dtype to the Hugging Face folder's."""
+    """Tensors that are compared after a cast from the checkpoint's dtype to the Hugging Face folder's."""
 
     mcore_dtype: str
     hf_dtype: str
@@ -59,7 +59,9 @@ class StructuralResult(ReportModel):
     num_bytes: int
     """Bytes of the compared Hugging Face tensors."""
     casts: tuple[CastCount, ...]
-    """Casts under which tensors are equal; empty if all are equal as they are."""
+    """Casts under which tensors are compared; empty if all have the same dtype on both sides."""
+    cast_to: str | None
+    """The one dtype of all Hugging Face tensors, if there are casts: what an export rounded the weights to."""
     ignored_hf: tuple[str, ...]
     """Hugging Face tensors that the family's table leaves out by an explicit line."""
     findings: tuple[TensorFinding, ...]
@@ -113,6 +115,8 @@ class NumericalResult(ReportModel):
     prompt_digest: str
     """SHA-256 of all token ids."""
     device: str
+    rounded_to: str | None
+    """Dtype that megatron's weights were rounded to before they were used, as an export had cast them."""
     not_loaded: tuple[str, ...] = ()
     """Why megatron-core could not load the weights into the model; empty if it could."""
     prompts: tuple[PromptResult, ...]
@@ -262,7 +266,7 @@ def _structural_lines(result: StructuralResult) -> list[str]:
         f"{result.num_mcore_tensors} of the checkpoint, {result.seconds:.1f} s.",
     ]
     lines += [
-        f"{cast.num_tensors} tensors are equal after a cast from {cast.mcore_dtype} to {cast.hf_dtype}."
+        f"{cast.num_tensors} tensors are compared after a cast from {cast.mcore_dtype} to {cast.hf_dtype}."
         for cast in result.casts
     ]
     if result.ignored_hf:
@@ -278,6 +282,11 @@ def _numerical_lines(result: NumericalResult) -> list[str]:
         f"## Logits (T1): {'equal' if result.passed else 'NOT EQUAL'}",
         "",
         f"Largest difference of fp32 logits, in their standard deviations: {result.summary}.",
+        *(
+            [f"megatron's weights were rounded to {result.rounded_to} first, as the export did."]
+            if result.rounded_to
+            else []
+        ),
         f"Prompts: {result.prompt_source}, digest `{result.prompt_digest[:12]}`, on {result.device}, "
         f"{result.seconds:.1f} s.",
         "",

@@ -80,6 +80,8 @@ def compare_on_disk(hf: Path, iteration_dir: Path, *, family: Family, dims: Mode
                 casts.update((saved[step.mcore_key].dtype, stored[name].dtype) for name in step.hf_names)
                 num_mcore_tensors += 1
             advance(1)
+    dtypes = {tensor.dtype for tensor in compared}
+    has_casts = any(mcore != of_hf for mcore, of_hf in casts)
     return StructuralResult(
         num_hf_tensors=len(compared),
         num_mcore_tensors=num_mcore_tensors,
@@ -89,6 +91,7 @@ def compare_on_disk(hf: Path, iteration_dir: Path, *, family: Family, dims: Mode
             for (mcore, of_hf), count in sorted(casts.items())
             if mcore != of_hf
         ),
+        cast_to=next(iter(dtypes)) if has_casts and len(dtypes) == 1 else None,
         ignored_hf=(*ignored, *tied_copy[:1]),
         findings=tuple(findings),
         seconds=round(time.monotonic() - start, 3),

@@ -8,7 +8,7 @@ Shapes: S positions of one prompt, B = 1, H hidden size, V vocabulary without pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,10 +74,9 @@ def hf_traces(model: Any, prompts: PromptSet, device: torch.device) -> Iterator[
     modules["final_norm"] = base.norm
     for prompt in prompts.prompts:
         ids_BS = torch.tensor([prompt.token_ids], device=device)
-        with torch.inference_mode(), _outputs_of(modules) as outputs:
+        with torch.inference_mode(), _outputs_of(modules, _hf_hidden) as points:
             logits_BSV = model(input_ids=ids_BS, use_cache=False).logits
-        points = {name: _on_cpu(_first(output)[0]) for name, output in outputs.items()}
-        yield Trace(prompt, points, _on_cpu(logits_BSV[0]))
+        yield Trace(prompt, points, _kept(logits_BSV[0]))
 
 
 def mcore_traces(model: Any, prompts: PromptSet, device: torch.device) -> Iterator[Trace]:
@@ -89,43 +88,43 @@ def mcore_traces(model: Any, prompts: PromptSet, device: torch.device) -> Iterat
     for prompt in prompts.prompts:
         ids_BS = torch.tensor([prompt.token_ids], device=device)
         positions_BS = torch.arange(ids_BS.shape[1], device=device)[None]
-        with torch.inference_mode(), _outputs_of(modules) as outputs:
+        with torch.inference_mode(), _outputs_of(modules, _mcore_hidden) as points:
             logits_BSP = model(ids_BS, positions_BS, None)
-        points = {name: _on_cpu(_with_bias(output)[:, 0]) for name, output in outputs.items()}
-        yield Trace(prompt, points, _on_cpu(logits_BSP[0]))
+        yield Trace(prompt, points, _kept(logits_BSP[0]))
 
 
 @contextmanager
-def _outputs_of(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Any]]:
-    """Collect the modules' outputs while the block runs, by name, in the order of `modules`."""
-    outputs: dict[str, Any] = {}
+def _outputs_of(modules: Mapping[str, nn.Module], hidden: Callable[[Any], Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Collect `hidden` of each module's output while the block runs, by name, in the order of computation."""
+    points: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Any:
+    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            outputs[name] = output
+            points[name] = _kept(hidden(output))
 
         return hook
 
     handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
     try:
-        yield outputs
+        yield points
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _first(output: Any) -> Tensor:
-    tensor: Tensor = output[0] if isinstance(output, tuple) else output
-    return tensor
+def _hf_hidden(output: Any) -> Tensor:
+    """`[S, H]` of a transformers module's output: `[1, S, H]`, alone or first of several."""
+    hidden_BSH: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden_BSH[0]
 
 
-def _with_bias(output: Any) -> Tensor:
-    """megatron-core's linear layers may hand their bias on, to be added later."""
+def _mcore_hidden(output: Any) -> Tensor:
+    """`[S, H]` of a megatron-core module's output: `[S, 1, H]`, alone or with a bias that is to be added later."""
     hidden_SBH, bias_H = output if isinstance(output, tuple) else (output, None)
     summed_SBH: Tensor = hidden_SBH if bias_H is None else hidden_SBH + bias_H
-    return summed_SBH
+    return summed_SBH[:, 0]
 
 
-def _on_cpu(tensor: Tensor) -> Tensor:
-    copied: Tensor = tensor.detach().float().cpu()
-    return copied
+def _kept(tensor: Tensor) -> Tensor:
+    """A copy in main memory: megatron-core adds residuals in place, right into what a hook has seen."""
+    return tensor.detach().to("cpu", torch.float32, copy=True)

@@ -75,6 +75,7 @@ def verify(
                     config=mcore_config,
                     iteration_dir=chosen.path,
                     max_relative_error=max_relative_error,
+                    rounded_to=structural.cast_to,
                 )
             say(f"verify: logits are {'equal' if numerical.passed else 'NOT equal'}, {numerical.summary}")
         report = VerifyReport(

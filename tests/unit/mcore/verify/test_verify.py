@@ -1,0 +1,145 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mcore.bridge.export import export
+from mcore.errors import CheckpointError, ConfigError, SourceError, error_from_json
+from mcore.verify.report import read_report
+from mcore.verify.verify import verify
+
+DOWN0 = "model.layers.0.mlp.down_proj.weight"
+FILES = ["metrics.json", "report.json", "report.md"]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_right_conversion_passes(qwen3, tmp_path):
+    report = verify(qwen3.hf, qwen3.mcore, tmp_path / "out", num_prompts=3, max_prompt_tokens=40)
+    assert report.passed
+    assert names(tmp_path / "out") == FILES
+    assert read_report(tmp_path / "out") == report
+    logits = report.numerical
+    assert [(prompt.prompt, prompt.num_tokens) for prompt in logits.prompts] == [(f"seeded_{i}", 40) for i in range(3)]
+    assert 0 < logits.relative_error < 2e-5
+    assert all(prompt.top1_agreement == 1 for prompt in logits.prompts)
+    layers = [f"layers.{number}.{part}" for number in range(2) for part in ("attention", "mlp")]
+    assert [point.point for point in logits.points] == ["embedding", *layers, "final_norm", "head"]
+    assert all(point.relative_error < 2e-5 for point in logits.points)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["passed"] and metrics["relative_error"] == logits.relative_error
+
+
+def test_an_export_passes_with_and_without_a_cast(llama_tied, tmp_path):
+    export(llama_tied.mcore, tmp_path / "auto")
+    assert verify(tmp_path / "auto", llama_tied.mcore, tmp_path / "out").passed
+    export(llama_tied.mcore, tmp_path / "bf16", torch_dtype="bfloat16")
+    report = verify(tmp_path / "bf16", llama_tied.mcore, tmp_path / "out_bf16")
+    assert report.passed
+    assert report.numerical.rounded_to == "bfloat16"
+    assert "rounded to bfloat16 first" in (tmp_path / "out_bf16" / "report.md").read_text()
+
+
+def test_an_export_that_rounds_otherwise_is_stopped(llama_tied, tmp_path):
+    def through_float16(tensors):
+        for name, tensor in tensors.items():
+            tensors[name] = tensor.half().bfloat16()
+
+    hf = llama_tied.changed_hf(tmp_path / "hf", through_float16)
+    report = verify(hf, llama_tied.mcore, tmp_path / "out")
+    assert {finding.kind for finding in report.structural.findings} == {"differs"}
+    assert not report.numerical.passed
+
+
+def test_a_wrong_tensor_is_stopped_and_reported_whole(qwen3, tmp_path):
+    """The command as the pipeline runs it: exit status, typed error, and the report's folder all the same."""
+
+    def change(tensors):
+        tensors[DOWN0][3, 4] += 0.5
+
+    hf = qwen3.changed_hf(tmp_path / "hf", change)
+    done = subprocess.run(
+        [sys.executable, "-m", "mcore.verify", "--hf", hf, "--mcore", qwen3.mcore, "--output", tmp_path / "out"],
+        env=os.environ | {"MCORE_FLOWS_ERROR_FILE": str(tmp_path / "error.json")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "out" / "report.md")
+    error = error_from_json((tmp_path / "error.json").read_text())
+    assert type(error).__name__ == "PrecisionError"
+    assert error.problems[0].subject == f"{DOWN0} (differs)"
+    assert "the first part that differs is layers.0.mlp" in str(error)
+    assert names(tmp_path / "out") == FILES
+    report = read_report(tmp_path / "out")
+    assert not report.passed and not report.structural.passed and not report.numerical.passed
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_a_misread_config_is_stopped_by_the_logits_alone(qwen3, tmp_path):
+    mcore = copy_of(qwen3.mcore, tmp_path)
+    change_config(mcore / "hf", rms_norm_eps=1e-5)
+    report = verify(qwen3.hf, mcore, tmp_path / "out")
+    assert report.structural.passed
+    assert not report.numerical.passed
+    assert report.numerical.first_bad_point == "layers.0.attention"
+
+
+def test_nan_on_both_sides_never_passes(qwen3, tmp_path):
+    def nan(key, *place):
+        def change(tensors):
+            tensors[key][place] = float("nan")
+
+        return change
+
+    hf = qwen3.changed_hf(tmp_path / "hf", nan(DOWN0, 0, 0))
+    mcore = copy_of(qwen3.mcore, tmp_path, weights=False)
+    qwen3.changed_release(mcore / "release", nan("decoder.layers.mlp.linear_fc2.weight", 0, 0, 0))
+    report = verify(hf, mcore, tmp_path / "out")
+    assert [finding.kind for finding in report.structural.findings] == ["not finite", "not finite"]
+    assert "NaN" in report.numerical.not_loaded[0]
+    assert not report.passed
+
+
+def test_weights_of_another_shape_are_reported_without_logits(qwen3, tmp_path):
+    mcore = copy_of(qwen3.mcore, tmp_path, weights=False)
+    qwen3.changed_release(mcore / "release", lambda tensors: tensors.pop("output_layer.weight"))
+    report = verify(qwen3.hf, mcore, tmp_path / "out")
+    assert report.numerical is None
+    assert [(f.tensor, f.kind) for f in report.structural.findings] == [("output_layer.weight", "missing")]
+    assert names(tmp_path / "out") == FILES
+
+
+def test_wrong_input_is_refused_before_anything_is_written(qwen3, tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ConfigError, match="in the way"):
+        verify(qwen3.hf, qwen3.mcore, tmp_path / "there")
+    with pytest.raises(SourceError, match=r"config\.json"):
+        verify(tmp_path / "nowhere", qwen3.mcore, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        verify(qwen3.hf, tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(CheckpointError, match="iter_0000007"):
+        verify(qwen3.hf, qwen3.mcore, tmp_path / "out", iteration=7)
+    assert names(tmp_path) == ["there"]
+
+
+def copy_of(checkpoint, folder, *, weights=True):
+    """The checkpoint with config files of its own; its weights are linked."""
+    copy = folder / "mcore"
+    copy.mkdir()
+    (copy / "hf").mkdir()
+    for path in (checkpoint / "hf").iterdir():
+        (copy / "hf" / path.name).write_bytes(path.read_bytes())
+    (copy / "latest_checkpointed_iteration.txt").write_text("release")
+    if weights:
+        (copy / "release").symlink_to(checkpoint / "release")
+    return copy
+
+
+def change_config(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
