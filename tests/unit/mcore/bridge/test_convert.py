@@ -1,0 +1,258 @@
+"""Convert and export, there and back: what comes back is what went in, to the bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mcore.bridge.convert import convert
+from mcore.bridge.dist_files import read_dist_tensors
+from mcore.bridge.export import export
+from mcore.errors import CheckpointError, ConfigError, InputError, SourceError, WeightPlanError
+from mcore.select import select_checkpoint
+from tests.hf_folders import CHAT_TEMPLATE, assert_same_weights, weights_of, write_hf_folder, write_zero_model
+from tests.tiny_models import MODELS, mcore_tensors, tiny_hf_model
+
+
+@pytest.mark.parametrize(("dtype", "max_shard_size"), [(torch.float32, "1GB"), (torch.bfloat16, "100KB")])
+@pytest.mark.parametrize("name", MODELS)
+def test_there_and_back_is_the_same_to_the_bit(tmp_path, name, dtype, max_shard_size):
+    config = write_hf_folder(tmp_path / "hf", name, dtype=dtype, max_shard_size=max_shard_size)
+    figures = convert(tmp_path / "hf", tmp_path / "mcore")
+    export(tmp_path / "mcore", tmp_path / "back", max_shard_size_gb=5.0 if max_shard_size == "1GB" else 1e-4)
+
+    before = weights_of(tmp_path / "hf")
+    assert figures["num_tensors"] == len(before)
+    assert figures["num_parameters"] == sum(tensor.numel() for tensor in before.values())
+    assert figures["padded_vocab_size"] == 256
+    assert_same_weights(weights_of(tmp_path / "back"), before)
+    assert ("lm_head.weight" in before) != config["tie_word_embeddings"]
+    assert json.loads((tmp_path / "back" / "config.json").read_text()) == config
+    assert (tmp_path / "back" / "chat_template.jinja").read_text() == CHAT_TEMPLATE
+    files = {path.name for path in (tmp_path / "hf").iterdir() if path.suffix != ".safetensors"}
+    back = {path.name for path in (tmp_path / "back").iterdir() if path.suffix != ".safetensors"}
+    assert back == files | {"metrics.json"}
+
+
+def test_the_checkpoint_holds_what_the_family_says(tmp_path):
+    write_hf_folder(tmp_path / "hf", "qwen2")
+    convert(tmp_path / "hf", tmp_path / "mcore", make_vocab_size_divisible_by=384)
+    chosen = select_checkpoint(tmp_path / "mcore")
+    assert chosen.path == tmp_path / "mcore" / "release"
+    model, config = tiny_hf_model("qwen2")
+    expected = mcore_tensors(model, config, padded_vocab_size=384)
+    tensors = read_dist_tensors(chosen.path)
+    assert tensors.keys() == expected.keys()
+    for key, tensor in tensors.items():
+        assert tensor.shape == tuple(expected[key].shape)
+        for layer in range(tensor.shape[0]) if key.startswith("decoder.layers") else (None,):
+            rows = slice(0, tensor.shape[0 if layer is None else 1])
+            whole = expected[key] if layer is None else expected[key][layer]
+            assert torch.equal(tensor.read_rows(layer, rows), whole), key
+
+
+def test_dtypes_stay_tensor_by_tensor(tmp_path):
+    write_hf_folder(tmp_path / "hf", "llama", dtype=torch.bfloat16)
+    weights = weights_of(tmp_path / "hf")
+    weights = {name: tensor.float() if "norm" in name else tensor for name, tensor in weights.items()}
+    save_file(weights, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
+    convert(tmp_path / "hf", tmp_path / "mcore")
+    export(tmp_path / "mcore", tmp_path / "back")
+    assert_same_weights(weights_of(tmp_path / "back"), weights)
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_export_in_another_dtype(tmp_path):
+    write_hf_folder(tmp_path / "hf", "llama")
+    convert(tmp_path / "hf", tmp_path / "mcore")
+    export(tmp_path / "mcore", tmp_path / "back", torch_dtype="bfloat16")
+    rounded = {name: tensor.bfloat16() for name, tensor in weights_of(tmp_path / "hf").items()}
+    assert_same_weights(weights_of(tmp_path / "back"), rounded)
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_large_tensors_go_through_in_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr("mcore.bridge.convert.CHUNK_BYTES", 1000)  # a few rows of the tiny model
+    write_hf_folder(tmp_path / "hf", "llama_bias")
+    convert(tmp_path / "hf", tmp_path / "mcore")
+    tensors = read_dist_tensors(tmp_path / "mcore" / "release")
+    assert len(tensors["embedding.word_embeddings.weight"].chunks) == -(-256 // 3)
+    export(tmp_path / "mcore", tmp_path / "back")
+    assert_same_weights(weights_of(tmp_path / "back"), weights_of(tmp_path / "hf"))
+
+
+def test_two_conversions_give_the_same_bytes(tmp_path):
+    write_hf_folder(tmp_path / "hf", "qwen3")
+    for name in ("one", "other"):
+        convert(tmp_path / "hf", tmp_path / name)
+    one = {path.relative_to(tmp_path / "one"): path for path in (tmp_path / "one").rglob("*") if path.is_file()}
+    assert len(one) > 8
+    for relative, path in one.items():
+        if relative.name != "metrics.json":  # holds seconds
+            assert path.read_bytes() == (tmp_path / "other" / relative).read_bytes(), relative
+
+
+def test_a_tied_models_equal_head_is_left_out_and_a_different_one_refused(tmp_path, capfd):
+    write_hf_folder(tmp_path / "hf", "qwen3_tied")
+    weights = weights_of(tmp_path / "hf")
+    file = tmp_path / "hf" / "model.safetensors"
+    save_file(weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}, file)
+    convert(tmp_path / "hf", tmp_path / "mcore")
+    assert "lm_head.weight equals model.embed_tokens.weight bit for bit" in capfd.readouterr().err
+    export(tmp_path / "mcore", tmp_path / "back")
+    assert_same_weights(weights_of(tmp_path / "back"), weights)
+
+    head = weights["model.embed_tokens.weight"].clone()
+    head[-1, -1] += 1e-6
+    save_file(weights | {"lm_head.weight": head}, file)
+    with pytest.raises(WeightPlanError, match="tie_word_embeddings"):
+        convert(tmp_path / "hf", tmp_path / "second")
+    assert not (tmp_path / "second").exists()
+
+
+def test_old_rotary_buffers_do_not_disturb(tmp_path, capfd):
+    write_hf_folder(tmp_path / "hf", "llama")
+    weights = weights_of(tmp_path / "hf")
+    old = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": torch.ones(4) for layer in range(4)}
+    save_file(weights | old, tmp_path / "hf" / "model.safetensors")
+    convert(tmp_path / "hf", tmp_path / "mcore")
+    assert "rotary_emb.inv_freq is left out" in capfd.readouterr().err
+    export(tmp_path / "mcore", tmp_path / "back")
+    assert_same_weights(weights_of(tmp_path / "back"), weights)
+
+
+def test_export_drops_a_quantisation_that_no_longer_holds(tmp_path):
+    config = write_hf_folder(tmp_path / "hf", "llama")
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config | {"quantization_config": {"bits": 4}}))
+    convert(tmp_path / "hf", tmp_path / "mcore")
+    export(tmp_path / "mcore", tmp_path / "back")
+    assert json.loads((tmp_path / "back" / "config.json").read_text()) == config
+
+
+def test_problems_of_config_and_files_come_together_and_nothing_is_written(tmp_path):
+    config = write_hf_folder(tmp_path / "hf", "llama")
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu", "mlp_bias": True}))
+    file = tmp_path / "hf" / "model.safetensors"
+    with file.open("r+b") as opened:
+        opened.truncate(file.stat().st_size - 1)
+    with pytest.raises(InputError) as caught:
+        convert(tmp_path / "hf", tmp_path / "mcore")
+    assert "attention_bias, mlp_bias" in str(caught.value) and "cut short" in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
+
+
+def test_a_vocabulary_that_config_and_weights_disagree_on(tmp_path):
+    config = write_hf_folder(tmp_path / "hf", "llama")
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config | {"vocab_size": 251}))
+    with pytest.raises(WeightPlanError) as caught:
+        convert(tmp_path / "hf", tmp_path / "mcore")
+    assert [(p.subject, p.expected, p.found) for p in caught.value.problems] == [
+        ("hf lm_head.weight", "[251, 64]", "[250, 64]"),
+        ("hf model.embed_tokens.weight", "[251, 64]", "[250, 64]"),
+    ]
+
+
+def test_no_model_at_all(tmp_path):
+    with pytest.raises(SourceError, match="no Hugging Face model"):
+        convert(tmp_path / "nothing", tmp_path / "mcore")
+
+
+def test_an_existing_output_is_refused_unless_it_may_be_replaced(tmp_path):
+    write_hf_folder(tmp_path / "hf", "llama")
+    (tmp_path / "mcore").mkdir()
+    (tmp_path / "mcore" / "mine").touch()
+    with pytest.raises(ConfigError, match="in the way"):
+        convert(tmp_path / "hf", tmp_path / "mcore")
+    assert (tmp_path / "mcore" / "mine").exists()
+    convert(tmp_path / "hf", tmp_path / "mcore", overwrite=True)
+    assert not (tmp_path / "mcore" / "mine").exists()
+    with pytest.raises(ConfigError, match="in the way"):
+        export(tmp_path / "mcore", tmp_path / "hf")
+
+
+def test_an_export_without_the_small_files_or_of_a_damaged_checkpoint(tmp_path):
+    write_hf_folder(tmp_path / "hf", "llama")
+    convert(tmp_path / "hf", tmp_path / "mcore")
+    with pytest.raises(CheckpointError, match="checkpoint 100 of"):
+        export(tmp_path / "mcore", tmp_path / "back", iteration=100)
+    shutil.copytree(tmp_path / "mcore", tmp_path / "without")
+    shutil.rmtree(tmp_path / "without" / "hf")
+    with pytest.raises(SourceError, match="no Hugging Face model"):
+        export(tmp_path / "without", tmp_path / "back")
+    (tmp_path / "mcore" / "release" / "__0_0.distcp").unlink()
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        export(tmp_path / "mcore", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+LARGE = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 10,
+    "vocab_size": 32000,
+    "rms_norm_eps": 1e-5,
+}
+"""0.75 GiB in float32."""
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from mcore.bridge.convert import convert
+from mcore.bridge.export import export
+peak_gib = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+base, hf, mcore, back = peak_gib(), *map(Path, sys.argv[1:])
+convert(hf, mcore)
+converted = peak_gib()
+export(mcore, back)
+print(converted - base, peak_gib() - base)
+"""
+
+
+def test_memory_stays_flat(tmp_path):
+    num_bytes = write_zero_model(tmp_path / "hf", LARGE)
+    assert num_bytes > 0.75 * 2**30
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, tmp_path / "hf", tmp_path / "mcore", tmp_path / "back"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    converted, exported = map(float, done.stdout.split())
+    # Twice the largest chunk (what is read and what is written of it), and the model on the meta device.
+    assert 0.1 < converted < 0.4 and exported < 0.4, done.stdout
+    assert (tmp_path / "back" / "model.safetensors").stat().st_size > num_bytes
+
+
+def test_kill_9_leaves_nothing_under_the_final_name(tmp_path):
+    write_zero_model(tmp_path / "hf", LARGE)
+    output, shard = tmp_path / "mcore", tmp_path / ".mcore.partial" / "release" / "__0_0.distcp"
+    command = [sys.executable, "-m", "mcore.bridge", "convert", "--hf", tmp_path / "hf", "--output", output]
+    child = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not (shard.exists() and shard.stat().st_size > 200 * 2**20):
+            assert child.poll() is None and time.monotonic() < deadline, "was done before it could be killed"
+            time.sleep(0.01)
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert child.returncode == -signal.SIGKILL
+    assert not output.exists() and shard.exists()
+
+    shutil.rmtree(tmp_path / "hf")
+    write_hf_folder(tmp_path / "hf", "llama")
+    convert(tmp_path / "hf", output)
+    export(output, tmp_path / "back")
+    assert_same_weights(weights_of(tmp_path / "back"), weights_of(tmp_path / "hf"))
+    assert not shard.exists()

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from mcore.bridge.families import SUPPORTED, family_of, family_of_config
+from mcore.errors import ConfigError
+from tests.tiny_models import MODELS, tiny_hf_model
+
+
+def problems_of(config):
+    with pytest.raises(ConfigError) as caught:
+        family_of_config(config).transformer_config(config)
+    return {problem.subject for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize("architecture", SUPPORTED)
+def test_every_supported_architecture_has_a_family(architecture):
+    family = family_of(architecture)
+    assert (family.hf_architecture, family.name) == (architecture, SUPPORTED[architecture])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_megatrons_config_says_what_transformers_says(name):
+    model, config = tiny_hf_model(name)
+    arguments = family_of_config(config).transformer_config(config)
+    attention, mlp = model.model.layers[0].self_attn, model.model.layers[0].mlp
+    assert arguments["num_layers"] == len(model.model.layers)
+    assert arguments["hidden_size"] == model.model.embed_tokens.embedding_dim
+    assert arguments["ffn_hidden_size"] == mlp.gate_proj.out_features
+    assert arguments["kv_channels"] == attention.head_dim
+    assert arguments["num_attention_heads"] * attention.head_dim == attention.q_proj.out_features
+    assert arguments["num_query_groups"] * attention.head_dim == attention.k_proj.out_features
+    assert arguments["layernorm_epsilon"] == model.model.norm.variance_epsilon
+    assert arguments["qk_layernorm"] == hasattr(attention, "q_norm")
+    assert arguments["add_bias_linear"] == (attention.o_proj.bias is not None) == (mlp.down_proj.bias is not None)
+    assert (arguments["add_qkv_bias"] or arguments["add_bias_linear"]) == (attention.q_proj.bias is not None)
+    assert arguments["hidden_dropout"] == arguments["attention_dropout"] == 0.0
+    assert (arguments["activation_func"], arguments["normalization"]) == ("silu", "RMSNorm")
+
+
+def test_an_unknown_architecture_names_the_known_ones():
+    with pytest.raises(ConfigError) as caught:
+        family_of_config({"architectures": ["MambaForCausalLM"]})
+    assert all(known in str(caught.value) for known in SUPPORTED)
+
+
+@pytest.mark.parametrize("architectures", [None, [], "LlamaForCausalLM", ["LlamaForCausalLM", "Qwen2ForCausalLM"]])
+def test_the_architecture_must_be_told(architectures):
+    with pytest.raises(ConfigError, match="can't be told"):
+        family_of_config({"architectures": architectures})
+
+
+def test_features_that_would_be_left_out_are_refused_at_once():
+    _, config = tiny_hf_model("qwen2")
+    config |= {
+        "hidden_act": "gelu",
+        "use_sliding_window": True,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "partial_rotary_factor": 0.5,
+        "rms_norm_eps": None,
+    }
+    assert problems_of(config) == {
+        "config.json: hidden_act",
+        "config.json: use_sliding_window",
+        "config.json: layer_types",
+        "config.json: partial_rotary_factor",
+        "config.json: rms_norm_eps",
+    }
+
+
+def test_a_partial_rotary_factor_among_the_rope_parameters_is_seen():
+    _, config = tiny_hf_model("llama")
+    config["rope_parameters"] = dict(config["rope_parameters"]) | {"partial_rotary_factor": 0.25}
+    assert problems_of(config) == {"config.json: rope_parameters.partial_rotary_factor"}
+
+
+def test_a_window_that_is_switched_off_is_no_window():
+    _, config = tiny_hf_model("qwen2")
+    family_of_config(config).transformer_config(config | {"use_sliding_window": False, "sliding_window": 4096})
+
+
+@pytest.mark.parametrize("one", ["attention_bias", "mlp_bias"])
+def test_llama_with_one_kind_of_bias_is_refused(one):
+    _, config = tiny_hf_model("llama")
+    assert problems_of(config | {one: True}) == {"config.json: attention_bias, mlp_bias"}
+
+
+def test_qwen3_without_head_dim_or_with_bias_is_refused():
+    _, config = tiny_hf_model("qwen3")
+    config |= {"attention_bias": True, "head_dim": None}
+    assert problems_of(config) == {"config.json: head_dim", "config.json: attention_bias"}
+
+
+def test_families_plans_and_headers_come_without_torch():
+    code = (
+        "import sys\n"
+        "from mcore.bridge import families, hf_config, hf_headers, plan\n"
+        "from mcore.sources import resolve\n"
+        "[families.family_of(architecture) for architecture in families.SUPPORTED]\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
