@@ -1,0 +1,76 @@
+"""The whole line: a Hugging Face model in, a tuned and proven one out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prefect import flow
+
+from configs.schema.run import RunConfig
+from tasks.compare import compare
+from tasks.convert import convert
+from tasks.evaluate import evaluate_base, evaluate_tuned
+from tasks.export import export
+from tasks.fetch import fetch
+from tasks.plan import plan
+from tasks.publish import publish
+from tasks.report import reported
+from tasks.select import select
+from tasks.stage import Outcome
+from tasks.train import train
+from tasks.verify import verify_convert, verify_export
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+        name: Name of the run.
+        outcomes: Its stages in the order they ran: reused or not, seconds, artifact.
+        model: Link to the published model.
+    """
+
+    name: str
+    outcomes: tuple[Outcome, ...]
+    model: str
+
+
+@flow(name="pipeline", flow_run_name="{run.name}")
+def pipeline(run: RunConfig) -> RunResult:
+    """Take a Hugging Face model through Megatron-core and back, and prove every step.
+
+    A stage whose artifact is there is Cached. A gate that says no fails the run, and nothing is published.
+
+    Args:
+        run: The run, as in `configs/runs/*.yaml`.
+
+    Raises:
+        InputError: The run can't work; nothing was started.
+        GateError: A proof or the evaluation said no.
+        PipelineError: A stage failed.
+    """
+    planned = plan(run)
+    with reported(planned):
+        # The base model as Hugging Face folder and as megatron-core checkpoint, and the proof that both are the same.
+        hf = planned.local_model or fetch(planned)
+        base = convert(planned, hf=hf)
+        base_proof = verify_convert(planned, hf=hf, mcore=base)
+
+        # Training starts from what is proven, and one of its checkpoints goes on.
+        trained = train(planned, base=base, proof=base_proof)
+        chosen = select(planned, trained=trained)
+
+        # Back to Hugging Face, and proven again.
+        tuned = export(planned, trained=trained, selection=chosen)
+        tuned_proof = verify_export(planned, hf=tuned, mcore=trained, selection=chosen)
+
+        # Both models answer the same questions in vLLM, and the tuned one must be good enough.
+        if run.evaluate is not None:
+            base_answers = evaluate_base(planned, model=hf)
+            tuned_answers = evaluate_tuned(planned, model=tuned, proof=tuned_proof)
+            compare(planned, base=base_answers, tuned=tuned_answers)
+
+        # Only a run whose gates all said yes comes here.
+        model = publish(planned, tuned)
+    return RunResult(run.name, tuple(planned.outcomes), model)
