@@ -163,8 +163,9 @@ def _ingredient(run: RunConfig, name: str, store: Store) -> Any:
     return [_dataset_ingredient(entry, store) for entry in value]
 
 
-def _dataset_ingredient(entry: str, store: Store) -> list[str | int | None]:
+def _dataset_ingredient(entry: str, store: Store) -> str:
     """`path#N` with the file's digest in place of its path."""
     spec = parse_spec(entry)
     assert not isinstance(spec, str), f"{entry}: {spec}; preflight should have said so"
-    return [store.digests.digest(spec.path), spec.num_rows]
+    digest = store.digests.digest(spec.path)
+    return digest if spec.num_rows is None else f"{digest}#{spec.num_rows}"
