@@ -59,11 +59,42 @@ def check_run_file(path: Path, overrides: Iterable[str] = (), *, ask_source: boo
     Raises:
         InputError: Everything that is wrong with it.
     """
+    return check_run(_read(path, overrides), ask_source=ask_source)
+
+
+def check_training_file(path: Path, overrides: Iterable[str] = (), *, needs_model: bool) -> RunConfig:
+    """Check as much of a run file as training alone needs.
+
+    Args:
+        path: The run file; how the result is chosen and evaluated does not count.
+        overrides: As in `read_run_file`.
+        needs_model: Whether training starts from the run's model, and not from a checkpoint that is there.
+
+    Raises:
+        InputError: Everything that is wrong with it.
+    """
+    raw = {name: value for name, value in _read(path, overrides).items() if name not in {"select", "evaluate"}}
+    groups, problems = _groups(raw)
+    problems += _data_problems(groups.data, groups) if groups.data is not None else []
+    problems += _train_problems(groups.train) if groups.train is not None else []
+    if groups.model is not None and needs_model:
+        source = _source(groups.model, groups, problems)
+        problems += _model_problems(source, None, groups, ask_source=False) if source is not None else []
+    _raise(problems)
+    assert groups.run is not None
+    return groups.run
+
+
+def _read(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
     try:
-        raw = read_run_file(path, overrides)
+        return read_run_file(path, overrides)
     except RunFileError as exc:
         raise ConfigError("the run can't be read", _as_problems(exc.problems)) from exc
-    return check_run(raw, ask_source=ask_source)
+
+
+def _raise(problems: list[Problem]) -> None:
+    if problems:
+        raise InputError(f"the run can't be started: {len(problems)} problem{'s' * (len(problems) > 1)}", problems)
 
 
 def check_run(raw: Mapping[str, Any] | RunConfig, *, ask_source: bool = True) -> CheckedRun:
@@ -94,8 +125,7 @@ def check_run(raw: Mapping[str, Any] | RunConfig, *, ask_source: bool = True) ->
         if groups.run is not None and not problems:  # all files are there, so the keys can be told
             plans = stages(groups.run, source, store)
         problems += _model_problems(source, _fetched(plans, store), groups, ask_source=ask_source)
-    if problems:
-        raise InputError(f"the run can't be started: {len(problems)} problem{'s' * (len(problems) > 1)}", problems)
+    _raise(problems)
     assert groups.run is not None and source is not None
     return CheckedRun(groups.run, source, store, plans)
 

@@ -149,7 +149,9 @@ def _call(run_stage: Task[..., Any], planned: PlannedRun, plan: StagePlan, input
         retry_condition_fn=is_worth_a_retry,
     )(planned, inputs, return_state=True)
     artifact = state.result()
-    planned.outcomes.append(Outcome(plan.name, artifact, state.name == "Cached", time.monotonic() - begin))
+    outcome = Outcome(plan.name, artifact, state.name == "Cached", time.monotonic() - begin)
+    planned.outcomes.append(outcome)
+    get_run_logger().info("%s: %s in %.1f s", plan.name, "cached" if outcome.cached else "done", outcome.seconds)
     return artifact
 
 
@@ -166,14 +168,15 @@ def _reuse_or_make(
     interpreter: str,
 ) -> State[ArtifactRef] | ArtifactRef:
     logger, store, stage_dir = get_run_logger(), planned.store, planned.stage_dir(plan.name)
-    first_attempt = (current_task_run.run_count or 1) == 1
+    attempt = current_task_run.run_count or 1
     with _locked(store, plan, logger.info):
         status = store.status(plan.kind, plan.key)
         if status.manifest is not None:
             return Completed(name="Cached", message=f"{plan.artifact} is reused", data=store.ref(status.manifest))
         if status.state == "damaged":
             logger.warning("%s is damaged and made again: %s", plan.artifact, status.why)
-        if first_attempt:
+        logger.info("%s: started%s", plan.name, "" if attempt == 1 else f" again, attempt {attempt}")
+        if attempt == 1:
             remove(stage_dir)  # what an earlier run of this name left
         stage_dir.mkdir(parents=True, exist_ok=True)
         job = Job(

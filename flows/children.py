@@ -1,0 +1,76 @@
+"""Stage commands in the terminal: the child has the keyboard's Ctrl-C, the screen, and the last word on the status."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import NoReturn
+
+from mcore.child import QUIET_ENVIRONMENT
+from mcore.errors import ConfigError, Problem
+
+
+def become(argv: Sequence[object]) -> NoReturn:
+    """Turn this process into a command.
+
+    Raises:
+        ConfigError: There is no such program.
+    """
+    words = [str(word) for word in argv]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.environ.update(QUIET_ENVIRONMENT)
+    try:
+        os.execvp(words[0], words)
+    except OSError as exc:
+        raise _not_started(words[0], exc) from exc
+
+
+def run_in_terminal(argv: Sequence[object], env: Mapping[str, str] | None = None, *, quiet: bool = False) -> int:
+    """Run a command to its end, where something is left to do behind it.
+
+    Ctrl-C reaches the child by the terminal and a SIGTERM is handed on; this process waits for what the child makes of
+    it.
+
+    Args:
+        argv: The command.
+        env: Further environment variables.
+        quiet: Leave its standard output out.
+
+    Returns:
+        Its exit status, or 128 plus the signal that ended it.
+
+    Raises:
+        ConfigError: There is no such program.
+    """
+    words = [str(word) for word in argv]
+    sys.stdout.flush()
+    try:
+        process = subprocess.Popen(
+            words,
+            env={**os.environ, **QUIET_ENVIRONMENT, **(env or {})},
+            stdout=subprocess.DEVNULL if quiet else None,
+        )
+    except OSError as exc:
+        raise _not_started(words[0], exc) from exc
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, handler) for number, handler in (
+        (signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, hand_on),
+    )}  # fmt: skip
+    try:
+        status = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return status if status >= 0 else 128 - status
+
+
+def _not_started(program: str, exc: OSError) -> ConfigError:
+    return ConfigError("the command can't be started", [Problem(program, "a program", exc.strerror or str(exc))])

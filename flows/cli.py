@@ -1,0 +1,109 @@
+"""`mcore-flows`: a whole run, what it would do, and what it left; single stages are in `flows/cli_stages.py`.
+
+Exit status: 0 done, 1 a stage failed, 2 the input is wrong and nothing was started, 3 a gate said no, 75 training
+saved and left because it was asked to. Prefect is imported by `run` alone, so that everything else starts at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flows.cli_artifacts import artifacts
+from flows.cli_stages import stages
+from flows.plan import decide
+from mcore.child import run_as_child
+from mcore.errors import ConfigError, Problem
+from tasks.preflight import check_run_file
+from tasks.report import REPORT
+
+app = typer.Typer(
+    name="mcore-flows",
+    help="Take a Hugging Face checkpoint through Megatron-core and back, with every step proven.",
+    epilog="Exit status: 0 done, 1 a stage failed, 2 the input is wrong, 3 a gate said no.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+RUNS = "A whole run"
+
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run, such as those in configs/runs/.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="GROUP.FIELD=VALUE", help="Change a field of the run; may be repeated."),
+]
+StoreFolder = Annotated[
+    str | None, typer.Option("--store", metavar="DIR", help="Folder of the artifact store (launch.store).")
+]
+
+
+@app.command(rich_help_panel=RUNS)
+def run(run_file: RunFile, overrides: Overrides = None, store: StoreFolder = None) -> None:
+    """Convert, prove, train, export, prove, evaluate; what the store has already is reused.
+
+    Everything that is wrong with the run is told before anything is started. Without a Prefect server (PREFECT_API_URL)
+    the run brings its own.
+    """
+    checked = check_run_file(run_file, _overrides(overrides, store))
+    from flows.console import run_in_console  # Prefect: more than a second that no other command need wait for
+
+    run_in_console(checked.run)
+
+
+@app.command(rich_help_panel=RUNS)
+def plan(run_file: RunFile, overrides: Overrides = None, store: StoreFolder = None) -> None:
+    """Tell what a run would do: which stages run, which are reused, and why. Starts and makes nothing."""
+    checked = check_run_file(run_file, _overrides(overrides, store), ask_source=False)
+    decisions = decide(checked)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("stage", "does", "why"):
+        table.add_column(column, overflow="fold")
+    for decision in decisions:
+        style = "green" if decision.action == "REUSE" else "yellow"
+        table.add_row(decision.stage.name, f"[{style}]{decision.action}[/]", decision.why)
+    Console().print(table, highlight=False)
+    num_reused = sum(decision.action == "REUSE" for decision in decisions)
+    typer.echo(f"{len(decisions) - num_reused} of {len(decisions)} stages run, {num_reused} are reused.")
+
+
+@app.command(rich_help_panel=RUNS)
+def report(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the run.")],
+    store: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the artifact store.")] = Path("store"),
+) -> None:
+    """Show the page of a run: stages, loss curve, base against tuned, proofs, lineage."""
+    page = store / "runs" / name / REPORT
+    if not page.is_file():
+        known = sorted(path.parent.name for path in store.glob(f"runs/*/{REPORT}"))
+        expected = f"one of {', '.join(known)}" if known else "a run that was started"
+        raise ConfigError("there is no such report", [Problem(str(page), expected, "no such file")])
+    text = page.read_text()
+    if sys.stdout.isatty():
+        from rich.markdown import Markdown  # a tenth of a second that only this takes
+
+        Console().print(Markdown(text))
+        typer.echo(f"\n{page}")
+    else:
+        typer.echo(text, nl=False)
+
+
+app.add_typer(stages)
+app.add_typer(artifacts, name="artifacts", rich_help_panel=RUNS)
+
+
+def _overrides(given: list[str] | None, store: str | None) -> list[str]:
+    return [*(given or []), *([f'launch.store="{store}"'] if store is not None else [])]
+
+
+def main() -> None:
+    """Run the command line; errors are printed once, without a traceback, and become the exit status."""
+    run_as_child(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""`mcore-flows artifacts`: what the store holds, where it came from, and whether it is whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mcore.artifacts import Manifest, Store
+from mcore.errors import ArtifactError, ConfigError, Problem
+from mcore.progress import progress
+
+artifacts = typer.Typer(help="List, show and check what the store holds.", no_args_is_help=True)
+
+StoreFolder = Annotated[Path, typer.Option("--store", metavar="DIR", help="Folder of the artifact store.")]
+Names = Annotated[list[str] | None, typer.Argument(metavar="[KIND/KEY]…", help="Artifacts; a key may be cut short.")]
+STORE = Path("store")
+
+
+@artifacts.command("list")
+def list_artifacts(
+    kind: Annotated[str | None, typer.Option(help="Only artifacts of this kind.")] = None, store: StoreFolder = STORE
+) -> None:
+    """List all artifacts, oldest first."""
+    found = sorted((m for m in Store(store).manifests() if kind in (None, m.kind)), key=lambda m: m.created)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("artifact", "made (UTC)", "took", "files", "size", "from"):
+        table.add_column(column, justify="right" if column in {"took", "files", "size"} else "left", overflow="fold")
+    for manifest in found:
+        table.add_row(
+            f"{manifest.kind}/{manifest.key}",
+            manifest.created[:16].replace("T", " "),
+            f"{manifest.duration_s:.1f} s",
+            str(len(manifest.files)),
+            _size(_num_bytes(manifest)),
+            ", ".join(
+                f"{kind}/{key[:8]}" for kind, _, key in (name.partition("/") for name in manifest.inputs.values())
+            ),
+        )
+    # As wide as it is where nobody looks at it on a screen: names stay whole for other programs.
+    console = Console()
+    console.print(table, highlight=False, width=None if console.is_terminal else 200)
+    typer.echo(f"{len(found)} artifacts, {_size(sum(map(_num_bytes, found)))}")
+
+
+@artifacts.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="KIND/KEY", help="The artifact; the key may be cut short.")],
+    store: StoreFolder = STORE,
+) -> None:
+    """Print an artifact's manifest as JSON: where it came from, its figures, its files."""
+    opened = Store(store)
+    ((kind, key),) = _chosen(opened, [name])
+    status = opened.status(kind, key)
+    if status.manifest is None:
+        raise ArtifactError("the artifact is damaged", [Problem(f"{kind}/{key}", "a whole artifact", status.why)])
+    typer.echo(json.dumps({"path": str(opened.path(kind, key)), **asdict(status.manifest)}, indent=2))
+
+
+@artifacts.command()
+def verify(names: Names = None, store: StoreFolder = STORE) -> None:
+    """Read every file of all artifacts, or of those named, and compare it with its checksum."""
+    opened = Store(store)
+    chosen = _chosen(opened, names) if names else _present(opened)
+    problems, num_bytes = [], 0
+    with progress("verify", len(chosen), "artifacts") as advance:
+        for kind, key in chosen:
+            status = opened.status(kind, key, fresh=True)
+            if status.manifest is None:
+                problems.append(Problem(f"{kind}/{key}", "a whole artifact", status.why))
+            else:
+                num_bytes += _num_bytes(status.manifest)
+            advance(1, f"{kind}/{key[:8]}")
+    if chosen:
+        opened.digests.save()
+    if problems:
+        raise ArtifactError("artifacts are damaged; a run that needs them makes them again", problems)
+    typer.echo(f"{len(chosen)} artifacts are whole, {_size(num_bytes)} read")
+
+
+def _present(store: Store) -> list[tuple[str, str]]:
+    """Kind and key of every artifact folder, whole or not."""
+    folders = sorted(folder for folder in store.root.glob("*/*") if folder.is_dir())
+    names = [(folder.parent.name, folder.name) for folder in folders]
+    return [(kind, key) for kind, key in names if kind != "runs" and not kind.startswith(".")]
+
+
+def _chosen(store: Store, names: list[str]) -> list[tuple[str, str]]:
+    """The artifacts that are meant, each by one name."""
+    chosen, problems, present = [], [], _present(store)
+    for name in names:
+        matches = [(kind, key) for kind, key in present if f"{kind}/{key}".startswith(name)]
+        if len(matches) == 1:
+            chosen += matches
+        else:
+            found = ", ".join(f"{kind}/{key}" for kind, key in matches) or f"none in {store.root}"
+            problems.append(Problem(name, "one artifact, as `artifacts list` names it", found))
+    if problems:
+        raise ConfigError("no such artifact", problems)
+    return chosen
+
+
+def _brief(name: str) -> str:
+    kind, _, key = name.partition("/")
+    return f"{kind}/{key[:8]}"
+
+
+def _num_bytes(manifest: Manifest) -> int:
+    return sum(entry["size"] for entry in manifest.files.values())
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"

@@ -1,0 +1,294 @@
+"""Single stages by hand: each runs the stage's own command, without store and without Prefect."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from configs.schema.evaluate import EvaluateConfig
+from flows.children import become, run_in_terminal
+from mcore.child import ERROR_FILE_VARIABLE
+from mcore.errors import EXIT_OK, error_from_json
+from mcore.folders import refuse_existing
+from mcore.progress import say
+from mcore.sources.resolve import HUB_SOURCE, resolve
+from tasks.preflight import check_training_file
+
+stages = typer.Typer()
+PANEL = "Single stages by hand"
+MODELS = Path("models")
+"""Where fetched models go if nothing else is said."""
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="SRC",
+        help="A Hugging Face folder, a name of the catalogue (smollm2-135m-instruct), hf:org/name or ms:org/name, both "
+        "with @revision behind it if wanted. What is no folder is fetched to models/ first.",
+    ),
+]
+Output = Annotated[Path, typer.Option(metavar="DIR", help="Folder to make; it appears whole or not at all.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")]
+Python = Annotated[str, typer.Option(metavar="PROGRAM", help="Interpreter of the environment that vLLM is in.")]
+
+
+@stages.command(rich_help_panel=PANEL)
+def fetch(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="As --model of `convert`, but no folder.")],
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to make; models/<name> if not given.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Download a model as an ordinary Hugging Face folder."""
+    become(_fetch_command(source, output or MODELS / _model_name(source), overwrite=overwrite))
+
+
+@stages.command(rich_help_panel=PANEL)
+def convert(
+    model: Model,
+    output: Output,
+    make_vocab_size_divisible_by: Annotated[
+        int, typer.Option(min=1, help="Pad the vocabulary with zero rows to a multiple of this.")
+    ] = 128,
+    overwrite: Overwrite = False,
+) -> None:
+    """Hugging Face to megatron-core: DIR/release/, the tracker, and DIR/hf/ with config and tokenizer for export."""
+    refuse_existing(output, overwrite=overwrite)
+    options = ["--make-vocab-size-divisible-by", make_vocab_size_divisible_by, *_flag(overwrite=overwrite)]
+    become(_convert_command(_local_model(model), output, *options))
+
+
+@stages.command(rich_help_panel=PANEL)
+def export(
+    checkpoint: Annotated[Path, typer.Option(metavar="DIR", help="Checkpoint folder, with the tracker and hf/ in it.")],
+    output: Output,
+    iteration: Annotated[int | None, typer.Option(help="Iteration; the newest complete one if not given.")] = None,
+    torch_dtype: Annotated[
+        Dtype, typer.Option(help="Dtype of the written weights; auto: as in the checkpoint.")
+    ] = "auto",
+    max_shard_size_gb: Annotated[float, typer.Option(min=0.001, help="Largest file, in 10^9 bytes.")] = 5.0,
+    overwrite: Overwrite = False,
+) -> None:
+    """megatron-core to Hugging Face: sharded safetensors with config, tokenizer and chat template."""
+    become(
+        _command(
+            "mcore.bridge", "export", "--checkpoint", checkpoint, "--output", output, *_iteration(iteration),
+            "--torch-dtype", torch_dtype, "--max-shard-size-gb", max_shard_size_gb, *_flag(overwrite=overwrite),
+        )
+    )  # fmt: skip
+
+
+@stages.command(rich_help_panel=PANEL)
+def verify(
+    hf: Annotated[Path, typer.Option(metavar="HF_DIR", help="Hugging Face folder.")],
+    mcore: Annotated[Path, typer.Option(metavar="DIR", help="Checkpoint folder, with the tracker and hf/ in it.")],
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the report in this folder.")] = None,
+    iteration: Annotated[int | None, typer.Option(help="Iteration; the newest complete one if not given.")] = None,
+    max_relative_error: Annotated[
+        float, typer.Option(min=0.0, help="Largest difference of logits that passes, in their standard deviations.")
+    ] = 1e-4,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Number of prompts.")] = 4,
+    max_prompt_tokens: Annotated[int, typer.Option(min=8, help="Tokens of the longest prompt.")] = 96,
+    overwrite: Overwrite = False,
+) -> None:
+    """Prove that two folders are the same model: bits on disk, then logits. Status 3 if they are not."""
+    with _kept_or_temporary(output, overwrite=overwrite) as folder:
+        status = run_in_terminal(
+            _command(
+                "mcore.verify", "--hf", hf, "--mcore", mcore, "--output", folder, *_iteration(iteration),
+                "--max-relative-error", max_relative_error, "--num-prompts", num_prompts,
+                "--max-prompt-tokens", max_prompt_tokens, *_flag(overwrite=overwrite),
+            ),
+            quiet=True,
+        )  # fmt: skip
+        page = folder / "report.md"
+        if page.exists():
+            _show_page(page.read_text(), output and output / page.name)
+    raise typer.Exit(status)
+
+
+@stages.command(rich_help_panel=PANEL)
+def train(
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run; its data, train and launch count.")],
+    base: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Checkpoint to start from; made of the run's model if not given.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The run's folder, resumed if it has checkpoints; output/<name>."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="GROUP.FIELD=VALUE", help="Change a field; may be repeated.")
+    ] = None,
+) -> None:
+    """Train on megatron-core with as many processes as launch.nproc_per_node says; the same command goes on again.
+
+    Without --base the run's model is converted to OUTPUT-base first.
+    """
+    run = check_training_file(run_file, overrides or [], needs_model=base is None)
+    output = output or Path("output") / run.name
+    if base is None:
+        base = output.with_name(f"{output.name}-base")
+        if not base.exists():
+            model = _local_model(run.model.source)
+            divisor = run.convert.make_vocab_size_divisible_by
+            _must_succeed(_convert_command(model, base, "--make-vocab-size-divisible-by", divisor))
+    with tempfile.TemporaryDirectory(prefix="mcore-flows-") as folder:
+        written, error_file = Path(folder) / "run.yaml", Path(folder) / "error.json"
+        written.write_text(yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False))
+        launcher = [
+            "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", run.launch.nproc_per_node,
+        ]  # fmt: skip
+        status = run_in_terminal(
+            [sys.executable, *launcher, "-m", "mcore.train", written, "--base", base, "--output", output],
+            {ERROR_FILE_VARIABLE: str(error_file)},
+        )
+        if status and error_file.exists():  # torchrun ends with 1 whatever its processes say
+            status = error_from_json(error_file.read_text()).exit_status
+    raise typer.Exit(status)
+
+
+@stages.command(rich_help_panel=PANEL)
+def evaluate(
+    model: Model,
+    suite: Annotated[Path, typer.Option(metavar="FILE", help="Suite of prompts and expectations (configs/suites/).")],
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep answers and summary in this folder.")] = None,
+    perplexity: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Held-out rows, PATH or PATH#N; may be repeated.")
+    ] = None,
+    method: Annotated[Literal["sft", "pt"], typer.Option(help="Kind of the held-out rows.")] = "sft",
+    torch_dtype: Annotated[Dtype, typer.Option(help="Dtype to compute in; auto: the checkpoint's own.")] = "auto",
+    max_model_len: Annotated[int, typer.Option(min=32, help="Tokens: longest prompt and answer together.")] = 1024,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens: longest answer.")] = 64,
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs to divide the model over.")] = 1,
+    model_name: Annotated[str, typer.Option(help="Fills {{NAME}} in suite and rows.")] = "",
+    model_author: Annotated[str, typer.Option(help="Fills {{AUTHOR}} in suite and rows.")] = "",
+    system: Annotated[str | None, typer.Option(help="System message where cases and rows bring none.")] = None,
+    python: Python = EvaluateConfig.model_fields["python"].default,
+    overwrite: Overwrite = False,
+) -> None:
+    """Ask a model the questions of a suite in vLLM, greedily, and show its answers."""
+    with _kept_or_temporary(output, overwrite=overwrite) as folder:
+        asked = [word for file in perplexity or [] for word in ("--perplexity", file)]
+        status = run_in_terminal(
+            [
+                python, "-m", "mcore.evaluate", "run", "--model", _local_model(model), "--suite", suite, *asked,
+                "--method", method, "--output", folder,
+                "--torch-dtype", torch_dtype, "--max-model-len", max_model_len,
+                "--max-tokens", max_tokens, "--tensor-parallel-size", tensor_parallel_size,
+                "--model-name", model_name, "--model-author", model_author,
+                *([] if system is None else ["--system", system]), *_flag(overwrite=overwrite),
+            ]
+        )  # fmt: skip
+        if status == EXIT_OK:
+            _show_answers(folder / "answers.jsonl")
+            if output is not None:
+                typer.echo(output)
+    raise typer.Exit(status)
+
+
+# -- commands
+
+
+def _command(module: str, *arguments: object) -> list[object]:
+    return [sys.executable, "-m", module, *arguments]
+
+
+def _fetch_command(source: str, output: Path, *, overwrite: bool = False) -> list[object]:
+    return _command("mcore.sources", "fetch", source, "--output", output, *_flag(overwrite=overwrite))
+
+
+def _convert_command(hf: Path, output: Path, *options: object) -> list[object]:
+    return _command("mcore.bridge", "convert", "--hf", hf, "--output", output, *options)
+
+
+def _flag(*, overwrite: bool) -> list[str]:
+    return ["--overwrite"] if overwrite else []
+
+
+def _iteration(number: int | None) -> list[object]:
+    return [] if number is None else ["--iteration", number]
+
+
+def _must_succeed(command: list[object]) -> None:
+    """Run a command that comes before the real one; its failure is this command's."""
+    status = run_in_terminal(command, quiet=True)
+    if status != EXIT_OK:
+        raise typer.Exit(status)
+
+
+# -- what commands work on
+
+
+def _model_name(source: str) -> str:
+    """Folder name of a fetched model: `name` of `hf:org/name@revision`, or the catalogue's name."""
+    hub = HUB_SOURCE.fullmatch(source)
+    return hub["repo"].partition("/")[2] if hub else Path(source).name
+
+
+def _local_model(source: str) -> Path:
+    """The folder of a model, fetched to `models/` if it is no folder and was not fetched before.
+
+    Raises:
+        SourceError: There is no such model.
+    """
+    resolved = resolve(source)
+    if resolved.path is not None:
+        return resolved.path
+    folder = MODELS / _model_name(source)
+    if folder.exists():
+        say(f"{source}: using {folder}")
+    else:
+        say(f"{source}: fetching to {folder}")
+        _must_succeed(_fetch_command(source, folder))
+    return folder
+
+
+@contextmanager
+def _kept_or_temporary(output: Path | None, *, overwrite: bool) -> Iterator[Path]:
+    """The output folder, or one that is gone when its content was shown."""
+    if output is not None:
+        refuse_existing(output, overwrite=overwrite)
+        yield output
+        return
+    with tempfile.TemporaryDirectory(prefix="mcore-flows-") as folder:
+        yield Path(folder) / "output"
+
+
+# -- results
+
+
+def _show_page(text: str, kept: Path | None) -> None:
+    if sys.stdout.isatty():
+        from rich.markdown import Markdown  # a tenth of a second that only this takes
+
+        Console().print(Markdown(text))
+    else:
+        typer.echo(text, nl=False)
+    if kept is not None:
+        typer.echo(kept)
+
+
+def _show_answers(file: Path) -> None:
+    table = Table(show_lines=True)
+    table.add_column("question", ratio=2)
+    table.add_column("answer", ratio=3)
+    for line in file.read_text().split("\n"):
+        if line:
+            record = json.loads(line)
+            mark = Text("✓ ", "green") if record["passed"] else Text("✗ ", "red")
+            table.add_row(Text(record["prompt"]), mark + Text(record["answer"].strip()))
+    Console().print(table)

@@ -1,0 +1,72 @@
+"""A run in a terminal: each stage as it goes, base and tuned answers side by side, and where everything is."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from configs.schema.run import RunConfig
+from mcore.artifacts import Store
+from mcore.child import QUIET_ENVIRONMENT
+from mcore.evaluate.compare import read_comparison
+from mcore.evaluate.report import side_by_side
+from mcore.progress import say
+from tasks.report import REPORT
+
+CASES_SHOWN = 6
+"""Cases of each group in the terminal; the report has all."""
+CHECKOUT = Path(__file__).parents[1]
+
+
+def run_in_console(run: RunConfig) -> None:
+    """Run the pipeline and print what comes of it.
+
+    Raises:
+        PipelineError: What ended the run.
+    """
+    # Prefect's own console shows every error three times with its traceback; our lines are shown by the handler below.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.update(QUIET_ENVIRONMENT)
+    if "PREFECT_API_URL" not in os.environ:
+        say("starting Prefect's own server")
+    from flows.pipeline import pipeline
+
+    page = Store(run.launch.store).run_dir(run.name) / REPORT
+    handler = StageLines()
+    loggers = [logging.getLogger(name) for name in ("prefect.flow_runs", "prefect.task_runs")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        result = pipeline(run)
+    except BaseException:
+        if page.exists():
+            say(f"report: {page}")
+        raise
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+    for outcome in result.outcomes:
+        if outcome.name == "compare":
+            comparison = read_comparison(Path(outcome.artifact.path))
+            Console().print(side_by_side(comparison, cases_per_group=CASES_SHOWN))
+    typer.echo(f"model:  {result.model}")
+    typer.echo(f"report: {page}")
+
+
+class StageLines(logging.Handler):
+    """Shows what our own code logs in a run: stages at the margin, what their commands say under them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a line of ours; Prefect's own are in its log."""
+        try:
+            package = Path(record.pathname).relative_to(CHECKOUT).parts[0]
+        except ValueError:
+            return
+        if package in {"flows", "tasks"}:
+            say(record.getMessage())
+        elif package == "mcore":
+            say(f"    {record.getMessage()}")
