@@ -12,6 +12,7 @@ import torch
 import yaml
 from megatron.core import dist_checkpointing
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from configs.schema.run import RunConfig
@@ -25,7 +26,7 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-WORDS = "the a small large red blue green model learns to answer with many few short long words and numbers".split()
+WORDS = ("the", "small", "red", "model", "learns", "to", "answer", "with", "many", "short", "words", "and", "numbers")
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -119,6 +120,13 @@ def write_run(path: Path, run: RunConfig) -> Path:
     return path
 
 
-def losses(records: list[Mapping[str, Any]]) -> list[float]:
-    """Training losses by step."""
-    return [record["loss"] for record in records if "loss" in record]
+def recorded(records: list[Mapping[str, Any]], figure: str) -> list[float]:
+    """One figure of all records that have it, in order."""
+    return [record[figure] for record in records if figure in record]
+
+
+def saved_tensors(iteration_dir: Path) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint, whole: weights and optimizer state."""
+    with parallel_processes(Layout()):
+        loaded = dist_checkpointing.load_plain_tensors(str(iteration_dir))
+    return {key: value for key, value in loaded.items() if isinstance(value, Tensor)}

@@ -31,6 +31,7 @@ from mcore.backend.layout import Layout
 from mcore.errors import CheckpointError, Problem
 from mcore.folders import fsync_folder, fsync_path, write_durably
 from mcore.select import TRACKER, completeness_problems, iteration_dir
+from mcore.train import adam
 from mcore.train.housekeeping import remove_iteration
 from mcore.train.model import Training
 
@@ -113,20 +114,20 @@ def load(folder: Path, training: Training, layout: Layout) -> Position:
         layout.tensor_model_parallel_size,
         layout.pipeline_model_parallel_size,
     )
-    training.prime_optimizer()
+    adam.prime(training.optimizer)
     state = _state(training, layout, is_loading=True)
     if not same_layout:
         del state["rng_state"]
-    loaded, missing, unexpected = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RETURN_ALL)
-    unexpected = {key for key in unexpected if not key.startswith("rng_state/")}
-    if missing or unexpected:
+    loaded, unread, absent = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RETURN_ALL)
+    unread -= set() if same_layout else {"rng_state"}
+    if unread or absent:
         raise CheckpointError(
             f"{folder} does not fit this run",
-            [Problem(key, found="nothing in the checkpoint") for key in sorted(missing)]
-            + [Problem(key, "nothing of that name", "it in the checkpoint") for key in sorted(unexpected)],
+            [Problem(key, "it in the checkpoint", "nothing of that name") for key in sorted(absent)]
+            + [Problem(key, "nothing of that name", "it in the checkpoint") for key in sorted(unread)],
         )
     training.module.load_state_dict(loaded["model"])
-    training.optimizer.load_state_dict(loaded["optimizer"])
+    adam.load(training.optimizer, loaded["optimizer"])
     training.scheduler.load_state_dict(loaded["opt_param_scheduler"])
     if same_layout:
         _set_rng_state(loaded["rng_state"][0])

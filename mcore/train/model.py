@@ -41,22 +41,6 @@ class Training:
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
 
-    def prime_optimizer(self) -> None:
-        """Give torch's AdamW the state it has after a first step; megatron-core can load into nothing less.
-
-        Transformer Engine's Adam, where it is used, keeps its step elsewhere and needs none of this.
-        """
-        for part in getattr(self.optimizer, "chained_optimizers", [self.optimizer]):
-            adam = part.optimizer
-            if not isinstance(adam, torch.optim.AdamW):
-                continue
-            for parameter in (parameter for group in adam.param_groups for parameter in group["params"]):
-                adam.state[parameter] = {
-                    "step": torch.tensor(0.0),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
-
 
 def build_training(
     config: TrainConfig,

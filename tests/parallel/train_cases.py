@@ -1,0 +1,57 @@
+"""Runs under torchrun: training of each model in each layout, and resumed runs, one after another.
+
+train_cases.py FOLDER     FOLDER/<model>/ is a base, FOLDER/<case>-<model>/ becomes the run of it
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from mcore.backend.parallel import stop
+from mcore.select import iteration_dir
+from mcore.train.run import train
+from tests.tiny_runs import tiny_run
+
+TP2_SP = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+PP2 = {"pipeline_model_parallel_size": 2}
+CASES: dict[str, dict[str, Any]] = {
+    "tp2_sp": TP2_SP,
+    "pp2": PP2,
+    "dp2": {},
+    # Another split of the same samples, and gradients that every rank holds whole.
+    "dp2_whole": {"use_distributed_optimizer": False, "micro_batch_size": 1},
+}
+SAVE_STEPS = 6
+RESUMED = {"dp2": "dp2", "tp2_sp": "pp2", "pp2": "dp2"}
+"""Runs that are taken back to their first checkpoint, and the case whose layout they go on in."""
+
+
+def back_to_first_checkpoint(run: Path, copy: Path) -> None:
+    """What is on disk if a run is killed between its first checkpoint and its last."""
+    if dist.get_rank() == 0:
+        shutil.copytree(run, copy)
+        shutil.rmtree(iteration_dir(copy, 12))
+        (copy / "latest_checkpointed_iteration.txt").write_text(str(SAVE_STEPS))
+        (copy / "metrics.json").unlink()
+    dist.barrier()
+
+
+def main(folder: Path) -> None:
+    for name in ("llama", "qwen3_tied"):
+        for case, options in CASES.items():
+            run = tiny_run(folder, nproc=2, save_steps=SAVE_STEPS, **options)
+            train(run, folder / name, folder / f"{case}-{name}")
+    for before, after in RESUMED.items():
+        copy = folder / f"{before}_to_{after}-qwen3_tied"
+        back_to_first_checkpoint(folder / f"{before}-qwen3_tied", copy)
+        train(tiny_run(folder, nproc=2, save_steps=SAVE_STEPS, **CASES[after]), folder / "qwen3_tied", copy)
+    stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
