@@ -1,7 +1,11 @@
-"""Converted checkpoints are megatron-core's own: its loader, at its strictest, reads them in any layout."""
+"""Converted checkpoints are megatron-core's own, and its own can be exported.
+
+Its loader, at its strictest, reads a conversion in any layout; what it saves in any layout comes back as the model.
+"""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,8 +15,10 @@ from safetensors.torch import save_file
 from mcore.backend.layout import Layout
 from mcore.backend.parallel import parallel_processes
 from mcore.bridge.convert import convert
-from tests.hf_folders import weights_of, write_hf_folder
-from tests.parallel.bridge_cases import MODELS, check_load
+from mcore.bridge.dist_files import read_dist_tensors
+from mcore.bridge.export import export
+from tests.hf_folders import assert_same_weights, weights_of, write_hf_folder
+from tests.parallel.bridge_cases import LAYOUTS, MODELS, check_load
 from tests.parallel.launch import run_torchrun
 from tests.tiny_models import PADDED_VOCAB_SIZE
 
@@ -35,8 +41,26 @@ def test_one_process_loads_it_bit_for_bit(folder: Path, name: str) -> None:
         check_load(folder / name / "release", name, Layout())
 
 
-def test_tp2_and_pp2_load_it_bit_for_bit(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def two_processes(folder: Path) -> Path:
+    """Loads every model at TP2, PP2 and DP2, compares it bit for bit, and saves it again with its optimizer."""
     run_torchrun(2, Path(__file__).with_name("bridge_cases.py"), folder, folder=folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_two_processes_load_it_and_what_they_save_is_exported(
+    two_processes: Path, tmp_path: Path, case: str, name: str
+) -> None:
+    model = two_processes / name
+    checkpoint = shutil.copytree(model / case, tmp_path / "checkpoint")
+    shutil.copytree(model / "mcore" / "hf", checkpoint / "hf")
+    saved = read_dist_tensors(checkpoint / "iter_0000003")
+    assert "optimizer.state.exp_avg.embedding.word_embeddings.weight" in saved
+    assert len(saved["decoder.layers.mlp.linear_fc2.weight"].chunks) == (8 if case == "tp2" else 4)
+    export(checkpoint, tmp_path / "hf", iteration=3)
+    assert_same_weights(weights_of(tmp_path / "hf"), weights_of(model / "hf"))
 
 
 def test_the_common_state_is_plain(folder: Path) -> None:
