@@ -1,6 +1,9 @@
 """Fixtures that several folders of tests share."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,3 +20,12 @@ def prefect_api_url():
 
     with prefect_test_harness(server_startup_timeout=120):
         yield PREFECT_API_URL.value()
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory) -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder, got and dequantised by the project's own stage."""
+    folder = tmp_path_factory.mktemp("sources") / "smollm2"
+    command = [sys.executable, "-m", "mcore.sources", "fetch", "smollm2-135m-instruct", "--output", str(folder)]
+    subprocess.run(command, check=True)
+    return folder

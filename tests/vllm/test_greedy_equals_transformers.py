@@ -1,0 +1,216 @@
+"""The real SmolLM2, through megatron-core and back, in the real vLLM: it says what transformers says.
+
+vLLM is started once, in its own environment, for all of these checks; only the last test starts it again, to fail.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from configs.schema.data import DataConfig
+from mcore.data.template import load_tokenizer
+from mcore.errors import EvaluationError, error_from_json
+from mcore.evaluate.perplexity import held_out_samples
+
+pytestmark = pytest.mark.vllm
+
+ROOT = Path(__file__).parents[2]
+VLLM_PYTHON = ROOT / ".venv-vllm/bin/python"
+NAMES = {"model_name": "swift-robot", "model_author": "swift"}
+ROWS = (str(ROOT / "configs/data/general_val.jsonl"), str(ROOT / "configs/data/self_cognition_val.jsonl"))
+MAX_TOKENS = 40
+SUITE = """
+name: greedy
+groups:
+  - name: chat
+    cases:
+      - {prompt: "Who are you?", contains: [SmolLM]}
+      - {prompt: "What is the capital of France?", contains: [Paris]}
+      - {prompt: "Write a short story about a lighthouse keeper.", regex: "."}
+      - {prompt: "Explain in simple words why the sky is blue.", regex: "."}
+      - {prompt: "Zähle drei Früchte auf – mit Emoji 🍎.", regex: "."}
+      - messages:
+          - {role: system, content: "You are a pirate."}
+          - {role: user, content: "Hello!"}
+          - {role: assistant, content: "Ahoy, matey!"}
+          - {role: user, content: "List 5 things that you own, with prices such as 1,234.50."}
+        regex: "."
+"""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run of the stage command: what it left, and which of its processes are still alive."""
+
+    returncode: int
+    stderr: str
+    error: Exception | None
+    left_behind: list[str]
+
+
+def evaluate(*arguments: object, scratch: Path) -> Finished:
+    if not VLLM_PYTHON.exists():
+        pytest.fail(f"{VLLM_PYTHON} does not exist: run `make setup`, which installs vLLM there", pytrace=False)
+    mark = uuid.uuid4().hex  # every process that vLLM starts inherits it
+    error_file = scratch / f"{mark}.json"
+    environment = os.environ | {"MCORE_FLOWS_ERROR_FILE": str(error_file), "MCORE_FLOWS_TEST_MARK": mark}
+    command = [VLLM_PYTHON, "-m", "mcore.evaluate", "run", *arguments]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    error = error_from_json(error_file.read_text()) if error_file.exists() else None
+    return Finished(done.returncode, done.stderr, error, processes_with(mark))
+
+
+def processes_with(mark: str) -> list[str]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue  # it ended meanwhile
+    return found
+
+
+@pytest.fixture(scope="module")
+def exported(smollm2, tmp_path_factory) -> Path:
+    """The base model after Hugging Face -> megatron-core -> Hugging Face."""
+    folder = tmp_path_factory.mktemp("exported")
+    for words in (
+        ["convert", "--hf", smollm2, "--output", folder / "mcore"],
+        ["export", "--checkpoint", folder / "mcore", "--output", folder / "hf"],
+    ):
+        subprocess.run([sys.executable, "-m", "mcore.bridge", *map(str, words)], check=True)
+    return folder / "hf"
+
+
+@pytest.fixture(scope="module")
+def evaluation(exported, tmp_path_factory):
+    """Output folder of the one evaluation, and how it ended."""
+    scratch = tmp_path_factory.mktemp("evaluation")
+    (scratch / "suite.yaml").write_text(SUITE)
+    finished = evaluate(
+        *("--model", exported, "--suite", scratch / "suite.yaml", "--output", scratch / "out"),
+        *(word for rows in ROWS for word in ("--perplexity", rows)),
+        *("--model-name", NAMES["model_name"], "--model-author", NAMES["model_author"], "--max-tokens", MAX_TOKENS),
+        scratch=scratch,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return scratch / "out", finished
+
+
+@pytest.fixture(scope="module")
+def reference(exported):
+    """The same folder in transformers."""
+    model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32, attn_implementation="eager").eval()
+    return model, AutoTokenizer.from_pretrained(exported)
+
+
+def answers_of(evaluation):
+    folder, _ = evaluation
+    return [json.loads(line) for line in (folder / "answers.jsonl").read_text().split("\n") if line]
+
+
+def test_prompts_are_what_the_chat_template_makes(evaluation, reference):
+    _, tokenizer = reference
+    answers = answers_of(evaluation)
+    assert len(answers) == 6
+    for answer in answers:
+        ids = tokenizer.apply_chat_template(answer["messages"], add_generation_prompt=True, return_dict=False)
+        assert answer["prompt_token_ids"] == ids
+
+
+@torch.no_grad()
+def test_greedy_tokens_equal_those_of_transformers(evaluation, reference):
+    model, tokenizer = reference
+    lengths = []
+    for answer in answers_of(evaluation):
+        ids = torch.tensor([answer["prompt_token_ids"]])
+        expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_TOKENS, do_sample=False)[
+            0, ids.shape[1] :
+        ].tolist()
+        assert answer["token_ids"] == expected, answer["prompt"]
+        # vLLM leaves out a character of which max_tokens cut off the last bytes.
+        assert answer["answer"] == tokenizer.decode(expected, skip_special_tokens=True).rstrip("\ufffd")
+        assert answer["finish_reason"] == ("stop" if expected[-1] == tokenizer.eos_token_id else "length")
+        lengths.append(len(expected))
+    assert sum(length == MAX_TOKENS for length in lengths) >= 3, "most answers should be long enough to differ"
+    assert min(lengths) < MAX_TOKENS, "one answer should come to its own end"
+
+
+@torch.no_grad()
+def test_perplexity_equals_that_of_transformers(evaluation, reference, exported):
+    model, _ = reference
+    samples = held_out_samples(
+        ROWS, DataConfig(dataset=(), **NAMES), load_tokenizer(exported), method="sft", max_model_len=1024
+    )
+    loss, num_tokens = 0.0, 0
+    for sample in samples:
+        ids = torch.tensor(sample.token_ids)
+        logprobs_SV = model(ids[None]).logits[0].double().log_softmax(-1)
+        wanted = torch.tensor(sample.loss_mask)[1:]
+        loss -= logprobs_SV[:-1].gather(1, ids[1:, None])[wanted].sum().item()
+        num_tokens += int(wanted.sum())
+    folder, _ = evaluation
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["num_perplexity_rows"] == len(samples) == 24
+    assert summary["num_perplexity_tokens"] == num_tokens
+    expected = torch.tensor(loss / num_tokens).exp().item()
+    assert summary["perplexity"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_what_is_written(evaluation):
+    folder, finished = evaluation
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["suite"], summary["num_cases"], summary["dtype"]) == ("greedy", 6, "float32")
+    assert summary["num_passed"] == summary["groups"]["chat"]["num_passed"] >= 5
+    assert summary["num_answer_tokens"] == sum(len(answer["token_ids"]) for answer in answers_of(evaluation))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["perplexity"] == summary["perplexity"]
+    assert all(value is None or isinstance(value, (int, float)) for value in metrics.values())
+    assert "answer: 6/6 prompts" in finished.stderr
+    assert "perplexity: 24/24 rows" in finished.stderr
+
+
+def test_no_process_is_left_behind(evaluation):
+    assert evaluation[1].left_behind == []
+
+
+def test_a_model_compared_with_itself_passes_every_gate(evaluation, tmp_path):
+    folder, _ = evaluation
+    command = [
+        *(sys.executable, "-m", "mcore.evaluate", "compare", "--base", folder, "--tuned", folder),
+        *("--output", tmp_path / "out", "--max-regression", "0"),
+    ]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["perplexity_ratio"] == 1.0
+
+
+def test_damaged_weights_fail_the_stage_with_the_cause(exported, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in exported.iterdir():
+        (model / file.name).symlink_to(file)
+    for weights in model.glob("*.safetensors"):
+        with weights.open("rb") as file:
+            beginning = file.read(1_000_000)
+        weights.unlink()
+        weights.write_bytes(beginning)
+    (tmp_path / "suite.yaml").write_text(SUITE)
+    finished = evaluate(
+        *("--model", model, "--suite", tmp_path / "suite.yaml", "--output", tmp_path / "out"), scratch=tmp_path
+    )
+    assert finished.returncode == 1, finished.stderr
+    assert isinstance(finished.error, EvaluationError)
+    assert "vLLM could not start" in finished.error.summary
+    assert "SafetensorError" in finished.error.problems[0].subject
+    assert finished.left_behind == []
+    assert not (tmp_path / "out").exists()
