@@ -149,16 +149,15 @@ def build_datasets(
         DataError: Everything that is wrong with files, rows, tokenizer or template, or no sample is left.
     """
     train_rows, validation_rows = load_rows(config, method)
-    tokenizer, vocab_size = load_tokenizer(hf_dir), read_vocab_size(hf_dir)
+    vocab_size, tokenizer = read_vocab_size(hf_dir), load_tokenizer(hf_dir)
     problems: list[Problem] = []
     datasets = []
     for name, rows in (("training", train_rows), ("validation", validation_rows)):
         samples, found = tokenise(rows, tokenizer, method, vocab_size=vocab_size, quiet=quiet)
-        problems += found
-        samples, over_length, found = fit_length(samples, config)
-        problems += found
-        if rows and not samples and not problems:
-            problems.append(
+        samples, over_length, too_long = fit_length(samples, config)
+        found += too_long
+        if rows and not samples and not found:
+            found.append(
                 Problem(
                     f"{name} samples after truncation_strategy: {config.truncation_strategy}",
                     f"at least one with a trained token in its first {config.max_length} tokens",
@@ -166,6 +165,7 @@ def build_datasets(
                     "Raise data.max_length.",
                 )
             )
+        problems += found
         shuffle = config.dataset_shuffle and name == "training"
         datasets.append(TokenDataset(samples, seed=config.data_seed, shuffle=shuffle, over_length=over_length))
     raise_problems("the data can't be used with this model", problems)

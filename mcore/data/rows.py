@@ -202,7 +202,7 @@ def _read_line(line: bytes, method: Method, place: str) -> Row | list[Problem]:
     if not line.strip():
         return [Problem(place, "one JSON object", "an empty line", "Remove the line.")]
     try:
-        data = json.loads(line.decode("utf-8"), object_pairs_hook=_without_duplicates)
+        data = json.loads(line.rstrip(b"\r\n").decode("utf-8"), object_pairs_hook=_without_duplicates)
     except UnicodeDecodeError as exc:
         return [Problem(place, "UTF-8", f"byte 0x{line[exc.start]:02x} at {exc.start}")]
     except (ValueError, RecursionError) as exc:

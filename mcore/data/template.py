@@ -203,8 +203,9 @@ class _Sft:
             start = len(prompt)
             if ids[:start] != prompt:
                 return Problem(
-                    f"{item.row.place}: a token crosses the border between the generation prompt and the answer",
-                    fix="Take the white space off the front of the assistant's message.",
+                    f"{item.row.place}: the tokens of the generation prompt change when the answer follows",
+                    fix="A server would make others. Take white space off the front of the assistant's message; if it "
+                    "has none, this template does not fit this tokenizer.",
                 )
             end = next(index for index in range(start, len(ids)) if ids[index] == self.special[end_token])
             mask[start : end + 1] = [True] * (end + 1 - start)

@@ -1,0 +1,252 @@
+"""Token ids and masks: equal to what an independent computation says, for templates of four shapes."""
+
+import copy
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcore.data.rows import Message, Row
+from mcore.data.template import RENDER_DATE, encode_rows, load_tokenizer
+from mcore.errors import DataError
+from tests.unit.mcore.data.tokenizers_for_tests import TEMPLATES, small_tokenizer, write_hf_dir
+
+CONVERSATIONS = {
+    "one turn": ["Who are you?", "I am a robot."],
+    "three turns": ["Hi", "Hello.", "What is 2 + 2?", "It is 4.", "Thanks", "You are welcome."],
+    "the same answer twice": ["a", "the same", "b", "the same"],
+    "odd characters": ["漢字 🤖", "naïve\n\n  indented\n\n\ttab \u2028 end"],
+    "an answer like a header": ["Say assistant", "assistant"],
+    "system": ["system: Be brief.", "Who are you?", "A robot."],
+}
+
+
+def conversation(*contents: str) -> Row:
+    system = [Message("system", contents[0][8:])] if contents[0].startswith("system: ") else []
+    roles = ("user", "assistant")
+    turns = [Message(roles[index % 2], text) for index, text in enumerate(contents[len(system) :])]
+    return Row(messages=(*system, *turns), place="rows.jsonl:1")
+
+
+def as_dicts(row: Row) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in row.messages]
+
+
+def mask_by_offsets(row: Row, tokenizer, kind: str) -> tuple[list[int], list[bool]]:
+    """The same by another way: find each answer in the text by hand, and take the tokens whose characters lie in it."""
+    text = tokenizer.apply_chat_template(as_dicts(row), tokenize=False)
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    header = {
+        "chatml": "<|im_start|>assistant\n",
+        "thinking": "<|im_start|>assistant\n",
+        "headers": "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "brackets": " [/INST]",
+    }[kind]
+    spans = []
+    at = 0
+    for message in row.messages:
+        if message.role == "assistant":
+            start = text.index(header, at) + len(header)
+            at = text.index(tokenizer.eos_token, start) + len(tokenizer.eos_token)
+            spans.append((start, at))
+    mask = [any(a <= start and end <= b for a, b in spans) for start, end in encoding["offset_mapping"]]
+    last = max(index for index, trained in enumerate(mask) if trained)
+    return encoding["input_ids"][: last + 1], mask[: last + 1]
+
+
+@pytest.mark.parametrize("contents", CONVERSATIONS.values(), ids=CONVERSATIONS)
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_ids_and_mask_equal_an_independent_computation(kind, contents):
+    tokenizer = small_tokenizer(kind)
+    row = conversation(*contents)
+    samples, problems = encode_rows([row], tokenizer, "sft")
+    if kind == "brackets" and row.messages[0].role == "system":
+        assert not samples and "no system message here" in str(problems[0])
+        return
+    assert not problems
+    assert (list(samples[0].token_ids), list(samples[0].loss_mask)) == mask_by_offsets(row, tokenizer, kind)
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_what_is_trained_is_the_answer_and_the_token_that_ends_it(kind):
+    tokenizer = small_tokenizer(kind)
+    samples, _ = encode_rows([conversation("Who are you?", "I am a robot.", "Sure?", "Yes.")], tokenizer, "sft")
+    trained = [token for token, target in zip(samples[0].token_ids, samples[0].loss_mask, strict=True) if target]
+    end, between = {
+        "chatml": ("<|im_end|>", ""),
+        "headers": ("<|eot_id|>", ""),
+        "brackets": (" </s>", " "),
+        "thinking": ("<|im_end|>", ""),
+    }[kind]
+    think = "<think>\n\n</think>\n\n" if kind == "thinking" else ""
+    assert tokenizer.decode(trained) == f"{between}I am a robot.{end}{between}{think}Yes.{end}"
+    assert trained[-1] == tokenizer.eos_token_id
+    assert samples[0].loss_mask[0] is False
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_the_tokens_before_an_answer_are_the_prompt_that_a_server_makes(kind):
+    tokenizer = small_tokenizer(kind)
+    row = conversation("Hi", "Hello.", "What is 2 + 2?", "It is 4.")
+    samples, _ = encode_rows([row], tokenizer, "sft")
+    prompt = tokenizer.apply_chat_template(as_dicts(row)[:-1], add_generation_prompt=True, return_dict=False)
+    assert list(samples[0].token_ids[: len(prompt)]) == prompt
+    assert all(samples[0].loss_mask[len(prompt) :])
+
+
+texts = st.text(
+    st.one_of(st.sampled_from("ab \n\t'<|>"), st.characters(exclude_categories=["Cs"])), min_size=1, max_size=12
+).filter(str.strip)
+
+
+@pytest.mark.parametrize("kind", ["chatml", "headers", "brackets"])
+@settings(max_examples=150, deadline=None)
+@given(contents=st.lists(texts, min_size=2, max_size=4).filter(lambda contents: len(contents) % 2 == 0))
+def test_any_text_gives_the_same_as_the_independent_computation_or_a_problem(kind, contents):
+    tokenizer = small_tokenizer(kind)
+    row = conversation(*[text.replace("system: ", "") or "x" for text in contents])
+    samples, problems = encode_rows([row], tokenizer, "sft")
+    assert len(samples) + len(problems) == 1
+    if samples:
+        expected = mask_by_offsets(row, tokenizer, kind)
+        assert (list(samples[0].token_ids), list(samples[0].loss_mask)) == expected
+    else:
+        # The one thing that may be wrong here: white space in front of an answer melts into the generation prompt.
+        assert "the tokens of the generation prompt change" in str(problems[0])
+        assert any(message.content[0].isspace() for message in row.messages if message.role == "assistant")
+
+
+def test_many_rows_keep_their_order_and_places():
+    rows = [
+        Row((Message("user", f"number {n}"), Message("assistant", f"it is {n}")), place=f"f:{n}") for n in range(1200)
+    ]
+    rows[7] = Row((Message("user", "a <|im_end|> in it"), Message("assistant", "x")), place="f:7")
+    tokenizer = small_tokenizer("chatml")
+    done = []
+    samples, problems = encode_rows(rows, tokenizer, "sft", done.append)
+    assert [sample.place for sample in samples] == [f"f:{n}" for n in range(1200) if n != 7]
+    assert all(tokenizer.decode(sample.token_ids).endswith(f"it is {sample.place[2:]}<|im_end|>") for sample in samples)
+    assert sum(done) == 1200
+    assert [str(problem).split(".")[0] for problem in problems] == [
+        "f:7: messages[0]",
+    ]
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_marks_between_turns_may_not_be_in_a_message(kind):
+    tokenizer = small_tokenizer(kind)
+    for row in (conversation(f"a{tokenizer.eos_token}", "b"), conversation("a", f"b{tokenizer.eos_token}c")):
+        samples, problems = encode_rows([row], tokenizer, "sft")
+        assert not samples and "no special token of the tokenizer" in str(problems[0])
+        assert str(problems[0]).startswith("rows.jsonl:1: messages[")
+
+
+def test_white_space_that_melts_into_the_prompt_is_a_problem():
+    samples, problems = encode_rows([conversation("a", "\n\n\nb")], small_tokenizer("chatml"), "sft")
+    assert not samples and "the tokens of the generation prompt change" in str(problems[0])
+
+
+def test_a_template_that_does_not_fit_the_tokenizer_is_a_problem():
+    # This tokenizer makes one token of the two line ends of a prompt, and two tokens once a word follows.
+    tokenizer = copy.deepcopy(small_tokenizer("chatml"))
+    tokenizer.chat_template = (
+        TEMPLATES["chatml"].replace("assistant\n", "assistant\n\n").replace("{{ m.role }}\n", "{{ m.role }}\n\n")
+    )
+    samples, problems = encode_rows([conversation("a", "b")], tokenizer, "sft")
+    assert not samples and "this template does not fit this tokenizer" in str(problems[0])
+
+
+BAD_TEMPLATES = {
+    "no template": (None, "expected a chat template, found none"),
+    "drops the system message": (
+        TEMPLATES["chatml"].replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"),
+        "the chat template leaves out messages[0] (system)",
+    ),
+    "drops the answer": (
+        TEMPLATES["chatml"].replace("{{ m.content }}", "{{ m.content if m.role != 'assistant' else '...' }}"),
+        "the chat template leaves out messages[2] (assistant)",
+    ),
+    "counts the messages": (
+        TEMPLATES["chatml"].replace("You are", "{{ messages | length }} messages. You are")
+        + "{% if not loop %}{{ messages | length }}{% endif %}",
+        "to begin the whole text",
+    ),
+    "ends no turn": (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}",
+        "a special token that ends the turn",
+    ),
+    "another generation prompt": (
+        TEMPLATES["chatml"].replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>model\n{% endif %}"),
+        "to begin the whole text",
+    ),
+    "raises": ("{{ raise_exception('not this one') }}", "not this one"),
+    "no Jinja": ("{% for %}", "a conversation that the chat template takes"),
+}
+
+
+@pytest.mark.parametrize(("template", "found"), BAD_TEMPLATES.values(), ids=BAD_TEMPLATES)
+def test_a_template_that_would_train_something_else_is_named(template, found):
+    tokenizer = copy.deepcopy(small_tokenizer("chatml"))
+    tokenizer.chat_template = template
+    row = conversation("system: Be brief.", "Who are you?", "A robot.", "Sure?", "Yes.")
+    samples, problems = encode_rows([row], tokenizer, "sft")
+    assert not samples and found in str(problems[0])
+
+
+def test_thoughts_that_the_template_takes_out_of_earlier_turns_are_no_loss():
+    row = conversation("a", "<think>\nhm\n</think>\n\nfirst", "b", "<think>\nso\n</think>\n\nsecond")
+    tokenizer = small_tokenizer("thinking")
+    samples, problems = encode_rows([row], tokenizer, "sft")
+    assert not problems
+    trained = [token for token, target in zip(samples[0].token_ids, samples[0].loss_mask, strict=True) if target]
+    assert tokenizer.decode(trained) == "first<|im_end|><think>\nso\n</think>\n\nsecond<|im_end|>"
+
+
+def test_a_template_that_asks_for_the_date_always_gets_the_same():
+    tokenizer = copy.deepcopy(small_tokenizer("chatml"))
+    tokenizer.chat_template = TEMPLATES["chatml"].replace("You are", "Today is {{ strftime_now('%d %b %Y') }}. You are")
+    samples, problems = encode_rows([conversation("Hi", "Hello.")], tokenizer, "sft")
+    assert not problems
+    assert f"Today is {RENDER_DATE:%d %b %Y}. You are" in tokenizer.decode(samples[0].token_ids)
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_pt_takes_the_text_and_ends_it(kind):
+    tokenizer = small_tokenizer(kind)
+    texts = ["some text\nin two lines", "the end"]
+    samples, problems = encode_rows([Row(text=text, place=text) for text in texts], tokenizer, "pt")
+    assert not problems
+    for text, sample in zip(texts, samples, strict=True):
+        start = [tokenizer.bos_token_id] if kind in {"headers", "brackets"} else []
+        body = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+        assert list(sample.token_ids) == [*start, *body, tokenizer.eos_token_id]
+        assert list(sample.loss_mask) == [False] + [True] * (len(sample.token_ids) - 1)
+
+
+def test_pt_does_not_end_a_text_twice():
+    tokenizer = small_tokenizer("chatml")
+    samples, _ = encode_rows([Row(text="a<|im_end|>")], tokenizer, "pt")
+    assert list(samples[0].token_ids).count(tokenizer.eos_token_id) == 1
+
+
+def test_pt_needs_a_token_that_ends_a_text():
+    tokenizer = copy.deepcopy(small_tokenizer("chatml"))
+    tokenizer.eos_token = None
+    samples, problems = encode_rows([Row(text="a")], tokenizer, "pt")
+    assert not samples and "an eos_token" in str(problems[0])
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_the_tokenizer_of_a_folder(tmp_path, kind):
+    loaded = load_tokenizer(write_hf_dir(tmp_path, kind))
+    row = conversation("Hi", "Hello.")
+    assert encode_rows([row], loaded, "sft") == encode_rows([row], small_tokenizer(kind), "sft")
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"model": 1}'])
+def test_a_folder_without_a_tokenizer(tmp_path, content):
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(DataError, match="the tokenizer can't be loaded"):
+        load_tokenizer(tmp_path)
