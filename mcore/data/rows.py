@@ -160,15 +160,6 @@ def load_files(specs: Iterable[str], config: DataConfig, method: Method, what: s
     return rows
 
 
-def data_problems(config: DataConfig, method: Method) -> list[Problem]:
-    """Everything that is wrong with the data of a run, for a list of all problems of that run. Reads all files."""
-    try:
-        load_rows(config, method)
-    except DataError as error:
-        return list(error.problems)
-    return []
-
-
 def raise_problems(summary: str, problems: list[Problem]) -> None:
     """Raise the problems together, the first `MAX_LISTED` of them listed and the others counted; none, no error.
 
