@@ -41,6 +41,7 @@ from tasks.versions import versions_of
 P = ParamSpec("P")
 
 LOG = "stage.log"
+ERROR = "error.json"
 METRICS = "metrics.json"
 
 
@@ -106,7 +107,7 @@ class Job:
         launch.run(
             argv,
             log_path=self.stage_dir / LOG,
-            error_file=self.stage_dir / "error.json",
+            error_file=self.stage_dir / ERROR,
             timeout_s=self.run.launch.timeout_s,
             lock=self.lock,
             on_line=self.say,
@@ -172,6 +173,8 @@ def _reuse_or_make(
     with _locked(store, plan, logger.info):
         status = store.status(plan.kind, plan.key)
         if status.manifest is not None:
+            if (stage_dir / ERROR).exists():
+                remove(stage_dir)  # a failure of this name with other settings says nothing about what is reused
             return Completed(name="Cached", message=f"{plan.artifact} is reused", data=store.ref(status.manifest))
         if status.state == "damaged":
             logger.warning("%s is damaged and made again: %s", plan.artifact, status.why)
