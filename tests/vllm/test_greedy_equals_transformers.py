@@ -1,14 +1,11 @@
 """The real SmolLM2, through megatron-core and back, in the real vLLM: it says what transformers says.
 
-vLLM is started once, in its own environment, for all of these checks; only the last test starts it again, to fail.
+vLLM is started once, in its own environment, for all of these checks.
 """
 
 import json
-import os
 import subprocess
 import sys
-import uuid
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,13 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from configs.schema.data import DataConfig
 from mcore.data.template import load_tokenizer
-from mcore.errors import EvaluationError, error_from_json
 from mcore.evaluate.perplexity import held_out_samples
+from tests.vllm.vllm_child import ROOT, run_with_vllm
 
 pytestmark = pytest.mark.vllm
 
-ROOT = Path(__file__).parents[2]
-VLLM_PYTHON = ROOT / ".venv-vllm/bin/python"
 NAMES = {"model_name": "swift-robot", "model_author": "swift"}
 ROWS = (str(ROOT / "configs/data/general_val.jsonl"), str(ROOT / "configs/data/self_cognition_val.jsonl"))
 MAX_TOKENS = 40
@@ -46,39 +41,6 @@ groups:
 """
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A run of the stage command: what it left, and which of its processes are still alive."""
-
-    returncode: int
-    stderr: str
-    error: Exception | None
-    left_behind: list[str]
-
-
-def evaluate(*arguments: object, scratch: Path) -> Finished:
-    if not VLLM_PYTHON.exists():
-        pytest.fail(f"{VLLM_PYTHON} does not exist: run `make setup`, which installs vLLM there", pytrace=False)
-    mark = uuid.uuid4().hex  # every process that vLLM starts inherits it
-    error_file = scratch / f"{mark}.json"
-    environment = os.environ | {"MCORE_FLOWS_ERROR_FILE": str(error_file), "MCORE_FLOWS_TEST_MARK": mark}
-    command = [VLLM_PYTHON, "-m", "mcore.evaluate", "run", *arguments]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-    error = error_from_json(error_file.read_text()) if error_file.exists() else None
-    return Finished(done.returncode, done.stderr, error, processes_with(mark))
-
-
-def processes_with(mark: str) -> list[str]:
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark.encode() in (process / "environ").read_bytes():
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:
-            continue  # it ended meanwhile
-    return found
-
-
 @pytest.fixture(scope="module")
 def exported(smollm2, tmp_path_factory) -> Path:
     """The base model after Hugging Face -> megatron-core -> Hugging Face."""
@@ -96,8 +58,18 @@ def evaluation(exported, tmp_path_factory):
     """Output folder of the one evaluation, and how it ended."""
     scratch = tmp_path_factory.mktemp("evaluation")
     (scratch / "suite.yaml").write_text(SUITE)
-    finished = evaluate(
-        *("--model", exported, "--suite", scratch / "suite.yaml", "--output", scratch / "out"),
+    finished = run_with_vllm(
+        *(
+            "-m",
+            "mcore.evaluate",
+            "run",
+            "--model",
+            exported,
+            "--suite",
+            scratch / "suite.yaml",
+            "--output",
+            scratch / "out",
+        ),
         *(word for rows in ROWS for word in ("--perplexity", rows)),
         *("--model-name", NAMES["model_name"], "--model-author", NAMES["model_author"], "--max-tokens", MAX_TOKENS),
         scratch=scratch,
@@ -192,25 +164,3 @@ def test_a_model_compared_with_itself_passes_every_gate(evaluation, tmp_path):
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["perplexity_ratio"] == 1.0
-
-
-def test_damaged_weights_fail_the_stage_with_the_cause(exported, tmp_path):
-    model = tmp_path / "model"
-    model.mkdir()
-    for file in exported.iterdir():
-        (model / file.name).symlink_to(file)
-    for weights in model.glob("*.safetensors"):
-        with weights.open("rb") as file:
-            beginning = file.read(1_000_000)
-        weights.unlink()
-        weights.write_bytes(beginning)
-    (tmp_path / "suite.yaml").write_text(SUITE)
-    finished = evaluate(
-        *("--model", model, "--suite", tmp_path / "suite.yaml", "--output", tmp_path / "out"), scratch=tmp_path
-    )
-    assert finished.returncode == 1, finished.stderr
-    assert isinstance(finished.error, EvaluationError)
-    assert "vLLM could not start" in finished.error.summary
-    assert "SafetensorError" in finished.error.problems[0].subject
-    assert finished.left_behind == []
-    assert not (tmp_path / "out").exists()
