@@ -29,6 +29,7 @@ PATTERNS = (
     "NOTICE*",
     "USE_POLICY*",
 )
+DEFAULT_BRANCH = {"hf": "main", "ms": "master"}
 IGNORED = ("original/*", "consolidated*", "onnx/*", "*.bin.index.json")
 """Further copies of the weights that some repositories hold."""
 
@@ -67,12 +68,13 @@ def download(source: str, folder: Path) -> None:
                 ignore_patterns=list(IGNORED),
             )
         else:
-            from modelscope import snapshot_download as ms_snapshot_download
+            from modelscope_hub import HubApi
 
-            ms_snapshot_download(
+            HubApi().download_repo(
                 repo,
+                "model",
                 revision=revision,
-                local_dir=str(folder),
+                local_dir=folder,
                 allow_patterns=list(PATTERNS),
                 ignore_patterns=list(IGNORED),
             )
@@ -84,13 +86,14 @@ def download(source: str, folder: Path) -> None:
             notes.unlink(missing_ok=True)
 
 
-def _parts(source: str) -> tuple[str, str, str | None]:
+def _parts(source: str) -> tuple[str, str, str]:
     match = HUB_SOURCE.fullmatch(source)
-    assert match, source
-    return match["hub"], match["repo"], match["revision"]
+    if not match:
+        raise SourceError("that is no source of a hub", [Problem(source, "hf:org/name[@revision] or ms:…")])
+    return match["hub"], match["repo"], match["revision"] or DEFAULT_BRANCH[match["hub"]]
 
 
-def _hf_commit(repo: str, revision: str | None) -> str:
+def _hf_commit(repo: str, revision: str) -> str:
     from huggingface_hub import HfApi
 
     commit = HfApi().model_info(repo, revision=revision).sha
@@ -98,23 +101,25 @@ def _hf_commit(repo: str, revision: str | None) -> str:
     return commit
 
 
-def _ms_commit(repo: str, revision: str | None) -> str:
+def _ms_commit(repo: str, revision: str) -> str:
     """ModelScope tells no commit of a branch, but a digest of each file: the digest of these stands for the commit."""
-    from modelscope.hub.api import HubApi
+    from modelscope_hub import HubApi
 
-    found = HubApi().get_model_files(repo, revision=revision, recursive=True)
-    lines = sorted(f"{file['Path']} {file.get('Sha256') or file.get('Revision')}" for file in found)
+    found = HubApi().list_repo_files(repo, "model", revision=revision)
+    lines = sorted(f"{file.path} {file.sha256 or file.blob_id}" for file in found if file.type == "blob")
+    if not lines or any(line.endswith(" None") for line in lines):
+        raise SourceError("the hub does not say what the model's files hold", [Problem(repo, "a digest of each file")])
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:40]
 
 
-def _file(hub: str, repo: str, revision: str | None, name: str, folder: Path) -> Path:
+def _file(hub: str, repo: str, revision: str, name: str, folder: Path) -> Path:
     if hub == "hf":
         from huggingface_hub import hf_hub_download
 
         return Path(hf_hub_download(repo, name, revision=revision, local_dir=folder))
-    from modelscope.hub.file_download import model_file_download
+    from modelscope_hub import HubApi
 
-    return Path(model_file_download(repo, name, revision=revision, local_dir=str(folder)))
+    return Path(HubApi().download_file(repo, "model", name, revision=revision, local_dir=folder))
 
 
 @contextmanager
@@ -126,7 +131,8 @@ def _typed(source: str) -> Iterator[None]:
         raise
     except Exception as exc:  # two clients with error trees of their own, over several network libraries
         kind = type(exc).__name__
-        if "NotFound" in kind or "NotExist" in kind:
+        # A LocalEntryNotFoundError is what remains of a network error after a look into the cache.
+        if ("NotFound" in kind or "NotExist" in kind) and "Local" not in kind:
             fix = "Check the spelling of organisation, name and revision."
         elif "Gated" in kind or "Unauthorized" in kind:
             fix = "Ask for access on the model's page, and log in to the hub."

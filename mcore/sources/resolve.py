@@ -105,9 +105,9 @@ def resolve(source: str) -> ResolvedSource:
 
 @cache
 def locate(source: str) -> dict[str, Any]:
-    """A hub's answer about a source: its `commit` and its `config`. Asked in a process of its own, once.
+    """A hub's answer about a source: its `commit` and its `config`. Asked once.
 
-    The clients of the hubs import torch, which must not be loaded where flows run.
+    Asked in a process of its own: the hubs' clients read their settings when they are imported, telemetry's among them.
 
     Raises:
         SourceError: The hub can't be reached, or has no such model.
