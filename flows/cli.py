@@ -12,11 +12,12 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from flows.cli_artifacts import artifacts
 from flows.cli_stages import stages
 from flows.plan import decide
+from flows.tables import plain_table, show
 from mcore.child import run_as_child
 from mcore.errors import ConfigError, Problem
 from tasks.preflight import check_run_file
@@ -60,13 +61,11 @@ def plan(run_file: RunFile, overrides: Overrides = None, store: StoreFolder = No
     """Tell what a run would do: which stages run, which are reused, and why. Starts and makes nothing."""
     checked = check_run_file(run_file, _overrides(overrides, store), ask_source=False)
     decisions = decide(checked)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("stage", "does", "why"):
-        table.add_column(column, overflow="fold")
+    table = plain_table("stage", "does", "why")
     for decision in decisions:
         style = "green" if decision.action == "REUSE" else "yellow"
-        table.add_row(decision.stage.name, f"[{style}]{decision.action}[/]", decision.why)
-    Console().print(table, highlight=False)
+        table.add_row(decision.stage.name, Text(decision.action, style), Text(decision.why))
+    show(table)
     num_reused = sum(decision.action == "REUSE" for decision in decisions)
     typer.echo(f"{len(decisions) - num_reused} of {len(decisions)} stages run, {num_reused} are reused.")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from flows.tables import plain_table
+from flows.tables import show as show_table
 from mcore.artifacts import Manifest, Store
 from mcore.errors import ArtifactError, ConfigError, Problem
 from mcore.progress import progress
@@ -28,9 +28,7 @@ def list_artifacts(
 ) -> None:
     """List all artifacts, oldest first."""
     found = sorted((m for m in Store(store).manifests() if kind in (None, m.kind)), key=lambda m: m.created)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("artifact", "made (UTC)", "took", "files", "size", "from"):
-        table.add_column(column, justify="right" if column in {"took", "files", "size"} else "left", overflow="fold")
+    table = plain_table("artifact", "made (UTC)", "took", "files", "size", "from", right=("took", "files", "size"))
     for manifest in found:
         table.add_row(
             f"{manifest.kind}/{manifest.key}",
@@ -42,9 +40,7 @@ def list_artifacts(
                 f"{kind}/{key[:8]}" for kind, _, key in (name.partition("/") for name in manifest.inputs.values())
             ),
         )
-    # As wide as it is where nobody looks at it on a screen: names stay whole for other programs.
-    console = Console()
-    console.print(table, highlight=False, width=None if console.is_terminal else 200)
+    show_table(table)
     typer.echo(f"{len(found)} artifacts, {_size(sum(map(_num_bytes, found)))}")
 
 

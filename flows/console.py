@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import time
 from pathlib import Path
 
 import typer
@@ -19,6 +21,9 @@ from tasks.report import REPORT
 
 CASES_SHOWN = 6
 """Cases of each group in the terminal; the report has all."""
+RESULT = re.compile("[{╭│├╰]")
+"""How lines begin that a command prints as its result, JSON or a table: these are shown in the end, not on the way."""
+ERROR = re.compile(r"\w+Error: ")
 CHECKOUT = Path(__file__).parents[1]
 
 
@@ -30,11 +35,15 @@ def run_in_console(run: RunConfig) -> None:
     """
     # Prefect's own console shows every error three times with its traceback; our lines are shown by the handler below.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault(
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120"
+    )  # Prefect's 20 s are tight at first
     os.environ.update(QUIET_ENVIRONMENT)
     if "PREFECT_API_URL" not in os.environ:
         say("starting Prefect's own server")
     from flows.pipeline import pipeline
 
+    start = time.time()
     page = Store(run.launch.store).run_dir(run.name) / REPORT
     handler = StageLines()
     loggers = [logging.getLogger(name) for name in ("prefect.flow_runs", "prefect.task_runs")]
@@ -43,7 +52,7 @@ def run_in_console(run: RunConfig) -> None:
     try:
         result = pipeline(run)
     except BaseException:
-        if page.exists():
+        if page.exists() and page.stat().st_mtime >= start:
             say(f"report: {page}")
         raise
     finally:
@@ -60,13 +69,21 @@ def run_in_console(run: RunConfig) -> None:
 class StageLines(logging.Handler):
     """Shows what our own code logs in a run: stages at the margin, what their commands say under them."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._in_error = False
+
     def emit(self, record: logging.LogRecord) -> None:
-        """Show a line of ours; Prefect's own are in its log."""
+        """Show a line of ours. Prefect's own are in its log, and an error is shown once, when the run has ended."""
+        text = record.getMessage()
         try:
             package = Path(record.pathname).relative_to(CHECKOUT).parts[0]
         except ValueError:
             return
         if package in {"flows", "tasks"}:
-            say(record.getMessage())
+            self._in_error = False
+            say(text)
         elif package == "mcore":
-            say(f"    {record.getMessage()}")
+            self._in_error = self._in_error or bool(ERROR.match(text))
+            if not self._in_error and not RESULT.match(text):
+                say(f"    {text}")

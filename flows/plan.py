@@ -10,7 +10,7 @@ from typing import Any, Literal
 from mcore.artifacts import Manifest, Store
 from mcore.errors import CheckpointError
 from mcore.select import select_checkpoint
-from tasks.graph import FILE_FIELDS, LOCAL, StagePlan
+from tasks.graph import FILE_FIELDS, LOCAL, STAGES, StagePlan
 from tasks.preflight import CheckedRun
 
 MAX_VALUE_CHARACTERS = 60
@@ -57,7 +57,7 @@ def _why_missing(stage: StagePlan, why: str, earlier: list[Manifest]) -> str:
     """Why there is no artifact of this key: what is other than in the artifact of this stage that is most like it."""
     wanted = json.loads(json.dumps(stage.ingredients))  # as a manifest gives it back
     alike = [
-        (list(_differences(manifest.ingredients, wanted)), manifest)
+        (list(_differences(stage.name, manifest.ingredients, wanted)), manifest)
         for manifest in earlier
         if manifest.kind == stage.kind and _roles(manifest.ingredients) == _roles(wanted)
     ]
@@ -76,21 +76,22 @@ def _age(manifest: Manifest) -> int:
     return int("".join(character for character in manifest.created if character.isdigit())[:14] or 0)
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def _differences(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     if before.get("version") != now["version"]:
         yield f"the stage works in another way (version {before.get('version')} -> {now['version']})"
     if before.get("source") != now.get("source"):
         yield f"model.source: {_short(before.get('source'))} -> {_short(now.get('source'))}"
     old, new = before.get("config", {}), now["config"]
-    for name in sorted({*old, *new}):
-        if old.get(name) != new.get(name):
-            if name in FILE_FIELDS:
-                yield f"{name}: other files, or other content"
+    for field in sorted({*old, *new}):
+        if old.get(field) != new.get(field):
+            if field in FILE_FIELDS:
+                yield f"{field}: other files, or other content"
             else:
-                yield f"{name}: {_short(old.get(name))} -> {_short(new.get(name))}"
-    changed = sorted(role for role, artifact in now["inputs"].items() if before["inputs"].get(role) != artifact)
+                yield f"{field}: {_short(old.get(field))} -> {_short(new.get(field))}"
+    made_by = next(stage.inputs for stage in STAGES if stage.name == name)
+    changed = [made_by[role] for role, artifact in now["inputs"].items() if before["inputs"].get(role) != artifact]
     if changed:
-        yield f"its input changes: {', '.join(now['inputs'][role].partition('/')[0] for role in changed)}"
+        yield f"its input changes: {', '.join(changed)}"
 
 
 def _short(value: Any) -> str:

@@ -138,30 +138,23 @@ def _figures(metrics: Mapping[str, Any]) -> str:
     return ", ".join(shown[:FIGURES_SHOWN]).replace("|", "\\|")
 
 
-def _metrics_folder(planned: PlannedRun) -> Path | None:
-    """Where the training run logged: its artifact, or what it has so far."""
+def _records(planned: PlannedRun) -> list[dict[str, Any]]:
+    """What training logged: all of it, or what there is so far if it was not finished."""
     plan = planned.plans.get("train")
     if plan is None:
-        return None
-    return next(
-        (
-            folder
-            for folder in (planned.store.path(plan.kind, plan.key), planned.store.partial(plan.kind, plan.key))
-            if (folder / METRICS_FILE).exists()
-        ),
-        None,
-    )
+        return []
+    is_done = any(outcome.name == plan.name for outcome in planned.outcomes)
+    folder = planned.store.path(plan.kind, plan.key) if is_done else planned.store.partial(plan.kind, plan.key)
+    return read_metrics(folder / METRICS_FILE)
 
 
 def _curve(planned: PlannedRun) -> str | None:
-    folder = _metrics_folder(planned)
-    records = read_metrics(folder / METRICS_FILE) if folder else []
+    records = _records(planned)
     return loss_curve(loss_points(records, "loss"), loss_points(records, "validation_loss"))
 
 
 def _training(planned: PlannedRun, curve: str | None) -> list[str]:
-    folder = _metrics_folder(planned)
-    records = read_metrics(folder / METRICS_FILE) if folder else []
+    records = _records(planned)
     steps = [record for record in records if "loss" in record]
     if not steps:
         return []
