@@ -159,7 +159,7 @@ class Loop:
             lr=lr,
             step_time_s=time.perf_counter() - start_s,
             tokens=sum(lengths),
-            flops=self._flops(lengths),
+            flops=model_flops(self.dims, lengths),
         )
         return step, num_stopping > 0
 
@@ -234,16 +234,6 @@ class Loop:
         dist.all_reduce(sums)
         values: list[float] = sums.tolist()
         return values
-
-    def _flops(self, lengths: list[int]) -> float:
-        dims = self.dims
-        per_layer = dims.hidden * (dims.qkv_rows + dims.q_rows + dims.gate_up_rows + dims.ffn)
-        return model_flops(
-            num_matmul_parameters=dims.num_layers * per_layer + dims.vocab * dims.hidden,
-            num_layers=dims.num_layers,
-            attention_width=dims.q_rows,
-            lengths=lengths,
-        )
 
 
 def _num_trained(samples: Sequence[Sample]) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from mcore.bridge.dims import ModelDims
 from mcore.folders import fsync_path, write_durably
 from mcore.metrics import FILE_NAME, append_metrics, read_metrics, truncate_metrics
 
@@ -49,7 +50,7 @@ class Step:
     flops: float
 
 
-def model_flops(*, num_matmul_parameters: int, num_layers: int, attention_width: int, lengths: list[int]) -> float:
+def model_flops(dims: ModelDims, lengths: list[int]) -> float:
     """FLOPs that training needs for samples of these lengths, without padding and without recomputation.
 
     Formula: `sum over samples of 6 * P * s + 6 * L * A * s^2`, where P is the number of parameters in matrix products
@@ -57,7 +58,9 @@ def model_flops(*, num_matmul_parameters: int, num_layers: int, attention_width:
     product costs 2 forward and 4 backward for each parameter and token; attention costs 12 * L * A * s^2 without a
     causal mask, half of it with one.
     """
-    return sum(6.0 * num_matmul_parameters * s + 6.0 * num_layers * attention_width * s * s for s in lengths)
+    per_layer = dims.hidden * (dims.qkv_rows + dims.q_rows + dims.gate_up_rows + dims.ffn)
+    num_parameters = dims.num_layers * per_layer + dims.vocab * dims.hidden
+    return sum(6.0 * num_parameters * s + 6.0 * dims.num_layers * dims.q_rows * s * s for s in lengths)
 
 
 def mfu(flops: float, seconds: float, world_size: int) -> float | None:

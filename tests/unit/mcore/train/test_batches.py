@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcore.data.template import Sample
+from mcore.train.batches import Batching
+
+CPU = torch.device("cpu")
+
+
+def sample(length: int, first: int = 1) -> Sample:
+    ids = list(range(first, first + length))
+    return Sample(ids, [False] * (length // 2) + [True] * (length - length // 2), f"row {first}")
+
+
+@given(
+    lengths=st.lists(st.integers(2, 40), min_size=1, max_size=30),
+    micro_batch_size=st.integers(1, 4),
+    data_parallel_size=st.integers(1, 4),
+)
+def test_every_sample_is_computed_once_over_all_ranks(
+    lengths: list[int], micro_batch_size: int, data_parallel_size: int
+) -> None:
+    places = []
+    num_micro_batches = set()
+    for rank in range(data_parallel_size):
+        batching = Batching(
+            micro_batch_size=micro_batch_size, data_parallel_size=data_parallel_size, data_parallel_rank=rank
+        )
+        split = batching.split(lengths)
+        assert all(len(micro_batch) == micro_batch_size for micro_batch in split)
+        num_micro_batches.add(len(split))
+        places += [place for micro_batch in split for place in micro_batch]
+    assert len(num_micro_batches) == 1  # or a collective would wait forever
+    assert sorted(place for place in places if place < len(lengths)) == list(range(len(lengths)))
+    assert len(places) - len(lengths) < micro_batch_size * data_parallel_size
+
+
+def test_samples_of_like_length_meet_on_all_ranks_at_once() -> None:
+    lengths = [5, 40, 7, 38, 6, 39, 8, 41]
+    ranks = [Batching(micro_batch_size=2, data_parallel_size=2, data_parallel_rank=rank) for rank in (0, 1)]
+    assert [[lengths[place] for place in micro_batch] for micro_batch in ranks[0].split(lengths)] == [[41, 40], [8, 7]]
+    assert [[lengths[place] for place in micro_batch] for micro_batch in ranks[1].split(lengths)] == [[39, 38], [6, 5]]
+
+
+def test_labels_are_the_next_tokens_and_padding_is_never_trained() -> None:
+    (batch,) = Batching(micro_batch_size=3).micro_batches([sample(4, first=10), sample(7, first=50)], CPU)
+    assert batch.tokens_BS.tolist() == [[50, 51, 52, 53, 54, 55], [10, 11, 12, 13, 0, 0], [0] * 6]
+    assert batch.labels_BS.tolist() == [[51, 52, 53, 54, 55, 56], [11, 12, 13, 0, 0, 0], [0] * 6]
+    assert batch.loss_mask_BS.tolist() == [[0, 0, 1, 1, 1, 1], [0, 1, 1, 0, 0, 0], [0] * 6]
+    assert batch.position_ids_BS.tolist() == [[0, 1, 2, 3, 4, 5]] * 3
+
+
+def test_lengths_are_rounded_up_and_equal_where_they_must_be() -> None:
+    samples = [sample(length) for length in (4, 9, 5, 21)]
+
+    def lengths(**options: object) -> list[int]:
+        batches = Batching(micro_batch_size=2, **options).micro_batches(samples, CPU)
+        return [batch.tokens_BS.shape[1] for batch in batches]
+
+    assert lengths() == [20, 4]
+    assert lengths(same_length=True) == [20, 20]
+    assert lengths(length_multiple=8) == [24, 8]
+    assert lengths(length_multiple=8, same_length=True) == [24, 24]

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.schema.train import TrainConfig
+from mcore.errors import ConfigError
+from mcore.train.fingerprint import FIELDS, checkpoint_digest, claim, fingerprint
+from mcore.train.schedule import Schedule
+
+MAY_DIFFER = {
+    "backend",
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "sequence_parallel",
+    "micro_batch_size",
+    "recompute_granularity",
+    "recompute_method",
+    "recompute_num_layers",
+    "save_steps",
+    "save_total_limit",
+    "eval_steps",
+    "logging_steps",
+}
+RESOLVED = {"train_iters", "num_train_epochs", "lr_warmup_fraction", "lr_warmup_iters"}
+
+
+def mark(base: Path, data: str = "d", **fields: Any) -> dict[str, Any]:
+    config = TrainConfig.model_validate({"train_iters": 10} | fields)
+    schedule = Schedule(config.train_iters or 0, 0)
+    return fingerprint(config, schedule, data=data, validation="v", base_iteration_dir=base / "release")
+
+
+def test_every_field_of_training_is_either_in_the_fingerprint_or_named_as_free() -> None:
+    assert set(FIELDS) | MAY_DIFFER | RESOLVED == set(TrainConfig.model_fields)
+    assert not set(FIELDS) & (MAY_DIFFER | RESOLVED)
+
+
+def test_a_run_goes_on_from_its_own_checkpoints_in_any_layout(base: Path, tmp_path: Path) -> None:
+    claim(tmp_path, mark(base))
+    shutil.copytree(base / "release", tmp_path / "iter_0000005")
+    claim(tmp_path, mark(base, tensor_model_parallel_size=2, micro_batch_size=4, save_steps=3))
+
+
+def test_another_run_is_refused_and_told_what_differs(base: Path, tmp_path: Path) -> None:
+    claim(tmp_path, mark(base, lr=1e-4))
+    shutil.copytree(base / "release", tmp_path / "iter_0000005")
+    before = (tmp_path / "fingerprint.json").read_text()
+    with pytest.raises(ConfigError) as caught:
+        claim(tmp_path, mark(base, lr=2e-4, train_iters=11, data="other"))
+    assert [problem.subject for problem in caught.value.problems] == ["data.train", "train.lr", "train.train_iters"]
+    assert "0.0001" in str(caught.value) and "0.0002" in str(caught.value)
+    assert (tmp_path / "fingerprint.json").read_text() == before
+
+
+def test_without_a_checkpoint_there_is_nothing_to_mix_up(base: Path, tmp_path: Path) -> None:
+    claim(tmp_path, mark(base, lr=1e-4))
+    claim(tmp_path, mark(base, lr=2e-4))
+    assert "0.0002" in (tmp_path / "fingerprint.json").read_text()
+
+
+@pytest.mark.parametrize("content", [None, "no json", "[]"])
+def test_checkpoints_of_nobody_knows_which_run_are_refused(base: Path, tmp_path: Path, content: str | None) -> None:
+    shutil.copytree(base / "release", tmp_path / "iter_0000005")
+    if content is not None:
+        (tmp_path / "fingerprint.json").write_text(content)
+    with pytest.raises(ConfigError):
+        claim(tmp_path, mark(base))
+
+
+def test_one_changed_weight_is_another_base(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base / "release", tmp_path / "release")
+    assert checkpoint_digest(tmp_path / "release") == checkpoint_digest(base / "release")
+    shard = next((tmp_path / "release").glob("*.distcp"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    assert checkpoint_digest(tmp_path / "release") != checkpoint_digest(base / "release")

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from configs.schema.train import TrainConfig
+from mcore.data.dataset import TokenDataset
+from mcore.data.template import Sample
+from mcore.errors import ConfigError
+from mcore.train.schedule import Schedule, lr_scheduler
+
+PEAK, END, STEPS, WARMUP = 3e-4, 2e-5, 20, 5
+
+
+def samples(count: int) -> TokenDataset:
+    return TokenDataset([Sample([1, 2], [False, True], f"row {i}") for i in range(count)])
+
+
+def config(**fields: object) -> TrainConfig:
+    return TrainConfig.model_validate({"train_iters": STEPS, "lr": PEAK, "min_lr": END, **fields})
+
+
+def closed_formula(style: str, step: int) -> float:
+    """Rate of step `step`, counted from 1, written down independently of megatron-core."""
+    done = step - 1
+    if done <= WARMUP:
+        return PEAK * done / WARMUP
+    share = (done - WARMUP) / (STEPS - WARMUP)
+    if style == "linear":
+        return PEAK - (PEAK - END) * share
+    if style == "cosine":
+        return END + (PEAK - END) * (1 + math.cos(math.pi * share)) / 2
+    return PEAK
+
+
+@pytest.mark.parametrize("style", ["cosine", "linear", "constant"])
+def test_rates_follow_the_closed_formula(style: str) -> None:
+    settings = config(lr_decay_style=style, lr_warmup_iters=WARMUP, weight_decay=0.1)
+    groups = [
+        {"max_lr": PEAK, "min_lr": END, "wd_mult": 1.0, "default_config": True},
+        {"max_lr": PEAK, "min_lr": END, "wd_mult": 0.0, "default_config": True},
+    ]
+    scheduler = lr_scheduler(settings, Schedule.from_config(settings, samples(1)), SimpleNamespace(param_groups=groups))
+    for step in range(1, STEPS + 1):
+        for group in groups:
+            assert group["lr"] == pytest.approx(closed_formula(style, step), rel=1e-12, abs=1e-18)
+        assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+        scheduler.step(1)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "num_samples", "batch", "steps"), [(1.0, 32, 8, 4), (1.0, 33, 8, 5), (3.0, 22, 8, 9), (0.1, 30, 8, 1)]
+)
+def test_epochs_are_rounded_up_to_whole_steps(epochs: float, num_samples: int, batch: int, steps: int) -> None:
+    settings = config(train_iters=None, num_train_epochs=epochs, global_batch_size=batch)
+    assert Schedule.from_config(settings, samples(num_samples)) == Schedule(steps, 0)
+
+
+def test_a_warm_up_fraction_counts_all_steps() -> None:
+    assert Schedule.from_config(config(lr_warmup_fraction=0.25), samples(1)) == Schedule(STEPS, 5)
+
+
+@pytest.mark.parametrize("field", [{"lr_warmup_iters": STEPS}, {"lr_warmup_fraction": 1.0}])
+def test_a_warm_up_as_long_as_the_run_is_refused(field: dict[str, float]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Schedule.from_config(config(**field), samples(1))
+    assert [problem.subject for problem in caught.value.problems] == [f"train.{next(iter(field))}"]
