@@ -89,7 +89,11 @@ def _differences(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -
             else:
                 yield f"{field}: {_short(old.get(field))} -> {_short(new.get(field))}"
     made_by = next(stage.inputs for stage in STAGES if stage.name == name)
-    changed = [made_by[role] for role, artifact in now["inputs"].items() if before["inputs"].get(role) != artifact]
+    changed = [
+        "the model folder" if artifact.startswith(f"{LOCAL}/") else made_by[role]
+        for role, artifact in now["inputs"].items()
+        if before["inputs"].get(role) != artifact
+    ]
     if changed:
         yield f"its input changes: {', '.join(changed)}"
 
