@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -128,37 +129,49 @@ def parameters(checked: Conversion) -> Iterator[int]:
     """Numbers in each Hugging Face tensor that is converted."""
     for step in checked.plan.steps:
         for shape in step.rule.hf_shapes(checked.plan.dims):
-            yield torch.Size(shape).numel()
+            yield math.prod(shape)
 
 
 def _write_release(checked: Conversion, folder: Path) -> int:
     folder.mkdir()
     writer = DistWriter(folder)
+    # One buffer for all chunks: fresh memory for each would cost as much as the copying itself.
+    buffer = bytearray(max(_chunk_size(step, checked)[1] for step in checked.plan.steps))
     with progress("convert", len(checked.plan.steps), "tensors") as advance:
         for step in checked.plan.steps:
-            _write_step(writer, step, checked)
+            _write_step(writer, step, checked, buffer)
             advance(1)
     for key in checked.content.objects:
         writer.write_empty_object(key)
     return writer.finish({"iteration": 0, "checkpoint_version": 3.0})
 
 
-def _write_step(writer: DistWriter, step: Step, checked: Conversion) -> None:
+def _write_step(writer: DistWriter, step: Step, checked: Conversion, buffer: bytearray) -> None:
     dims = checked.plan.dims
     parts = [StoredRows(checked.hf[name]) for name in step.hf_names]
-    dtype = getattr(torch, parts[0].stored.dtype)
     num_rows, *rest = step.rule.mcore_shape(dims)
-    rows_per_chunk = max(1, CHUNK_BYTES // (torch.Size(rest).numel() * dtype.itemsize))
+    rows_of_chunk, _ = _chunk_size(step, checked)
     layer = () if step.layer is None else (step.layer,)
-    for first_row in range(0, num_rows, rows_per_chunk):
-        chunk = torch.zeros(min(rows_per_chunk, num_rows - first_row), *rest, dtype=dtype)
+    for first_row in range(0, num_rows, rows_of_chunk):
+        shape = (min(rows_of_chunk, num_rows - first_row), *rest)
+        chunk = torch.frombuffer(buffer, dtype=_dtype(step, checked), count=math.prod(shape)).view(shape).zero_()
         step.rule.fill_mcore(chunk, parts, dims, first_row)
-        writer.write_chunk(
-            step.mcore_key,
-            global_shape(step.rule, dims),
-            (*layer, first_row, *(0 for _ in rest)),
-            chunk.reshape(*(1 for _ in layer), *chunk.shape),
-        )
+        offsets = (*layer, first_row, *(0 for _ in rest))
+        chunk = chunk.view(*(1 for _ in layer), *shape)
+        writer.write_chunk(step.mcore_key, global_shape(step.rule, dims), offsets, chunk)
+
+
+def _chunk_size(step: Step, checked: Conversion) -> tuple[int, int]:
+    """Rows of the chunks that a step's tensor is divided into, and bytes of one."""
+    num_rows, *rest = step.rule.mcore_shape(checked.plan.dims)
+    row_bytes = math.prod(rest) * _dtype(step, checked).itemsize
+    rows_of_chunk = min(num_rows, max(1, CHUNK_BYTES // row_bytes))
+    return rows_of_chunk, rows_of_chunk * row_bytes
+
+
+def _dtype(step: Step, checked: Conversion) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, checked.hf[step.hf_names[0]].dtype)
+    return dtype
 
 
 def _equal(one: StoredTensor, other: StoredTensor) -> bool:
