@@ -61,6 +61,6 @@ FAMILY = Family(
     hf_architecture="LlamaForCausalLM",
     rules=RULES,
     # Buffers that transformers before 4.32 saved; they follow from the config.
-    ignored_hf=(H + "self_attn.rotary_emb.inv_freq",),
+    ignored_hf=(HA + "rotary_emb.inv_freq",),
     transformer_config=transformer_config,
 )

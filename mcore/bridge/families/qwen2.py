@@ -40,7 +40,5 @@ FAMILY = Family(
     name="qwen2",
     hf_architecture="Qwen2ForCausalLM",
     rules=RULES,
-    # Buffers that transformers before 4.32 saved; they follow from the config.
-    ignored_hf=(H + "self_attn.rotary_emb.inv_freq",),
     transformer_config=transformer_config,
 )

@@ -120,8 +120,9 @@ def test_old_rotary_buffers_are_left_out_by_name():
     assert side.problems().keys() == {"hf model.layers.99.self_attn.rotary_emb.inv_freq"}
 
 
-def test_qwen3_has_no_such_buffers():
-    side = Side("qwen3")
+@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+def test_younger_families_have_no_such_buffers(name):
+    side = Side(name)
     side.hf["model.layers.0.self_attn.rotary_emb.inv_freq"] = Described((4,))
     assert side.problems().keys() == {"hf model.layers.0.self_attn.rotary_emb.inv_freq"}
 
