@@ -93,6 +93,7 @@ def _read(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
 
 
 def _raise(problems: list[Problem]) -> None:
+    problems = list(dict.fromkeys(problems))  # a file that is named twice is one problem
     if problems:
         raise InputError(f"the run can't be started: {len(problems)} problem{'s' * (len(problems) > 1)}", problems)
 
