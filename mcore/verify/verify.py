@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
+
 from mcore.backend.layout import Layout
 from mcore.backend.parallel import parallel_processes
 from mcore.bridge.convert import HF_FOLDER
@@ -52,6 +54,7 @@ def verify(
         CheckpointError: There is no complete checkpoint.
     """
     refuse_existing(output, overwrite=overwrite)
+    torch.set_float32_matmul_precision("highest")  # a GPU's TF32 has ten bits: no fp32 proof
     chosen = select_checkpoint(mcore, "latest" if iteration is None else "iteration", iteration)
     config, mcore_config = read_hf_config(hf), read_hf_config(mcore / HF_FOLDER)
     family, dims = family_of_config(config), ModelDims.from_hf_config(config)

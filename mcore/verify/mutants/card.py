@@ -29,8 +29,9 @@ def to_markdown(mutants: Sequence[Verdict], healthy: Sequence[Verdict], seconds:
         f"* Gate (T1): largest difference of fp32 logits over their standard deviation, at most {MAX_RELATIVE_ERROR:g}",
         "* T0: bits on disk, as the wrong converter would check itself (with its own table, by its own reading of the "
         "config)",
-        f"* Peers' rules: mean absolute difference of logits below {MAX_MEAN_ABS}; cosine similarity of logits above "
-        f"{MIN_COSINE} (means over positions, the worse of two prompts)",
+        f"* Peers' rules: mean absolute difference of logits below {MAX_MEAN_ABS} (Megatron-SWIFT's advice); cosine of "
+        f"logits above {MIN_COSINE} (Megatron-Bridge marks 0.98 and more as good). Means over positions, the worse of "
+        "two prompts",
         "",
         "## Result",
         "",

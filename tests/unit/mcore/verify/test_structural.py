@@ -144,6 +144,12 @@ def test_any_division_into_chunks_is_read(qwen3, tmp_path, num_column_chunks):
     assert result.num_hf_tensors == 25
 
 
+def test_files_that_are_mapped_anew_between_reads_give_the_same(qwen3, tmp_path, monkeypatch):
+    export(qwen3.mcore, tmp_path / "shards", max_shard_size_gb=0.0001)
+    monkeypatch.setattr("mcore.verify.structural.MAX_MAPPED_BYTES", 1000)
+    assert qwen3.compare_on_disk(hf=tmp_path / "shards").passed
+
+
 def test_an_export_with_a_cast_is_equal_after_exactly_that_cast(qwen3, tmp_path):
     export(qwen3.mcore, tmp_path / "bf16", torch_dtype="bfloat16", max_shard_size_gb=0.0001)
     assert len(list((tmp_path / "bf16").glob("*.safetensors"))) > 1
