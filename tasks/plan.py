@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from configs.schema.model import ModelConfig
 from configs.schema.run import RunConfig
 from mcore.artifacts import ArtifactRef
+from tasks.embedded_server import end_server_with_this_process
 from tasks.graph import LOCAL
 from tasks.preflight import check_run
 from tasks.stage import PlannedRun
@@ -20,6 +21,7 @@ def plan(run: RunConfig) -> PlannedRun:
     Raises:
         InputError: Everything that is wrong with it, at once.
     """
+    end_server_with_this_process()
     checked = check_run(run)
     source, store = checked.source, checked.store
     if source.kind in {"hf", "ms"}:

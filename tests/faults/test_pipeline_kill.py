@@ -1,0 +1,103 @@
+"""A run that is killed or loses its training process ends, when it is started again, as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mcore.launch import tail_of
+from tests.flows import run_pipeline
+from tests.flows.workspace import make_workspace, raw_run
+
+pytestmark = pytest.mark.faults
+
+RUN = raw_run(evaluate=None, train={"train_iters": 400, "save_steps": 100, "eval_steps": 400})
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("faults")
+    make_workspace(folder)
+    return folder
+
+
+def start(folder: Path, store: str) -> subprocess.Popen:
+    run_file = folder / f"{store}.json"
+    run_file.write_text(json.dumps(RUN | {"launch": RUN["launch"] | {"store": store}}))
+    return subprocess.Popen(
+        [sys.executable, run_pipeline.__file__, run_file.name],
+        cwd=folder,
+        env={**os.environ, "PREFECT_HOME": str(folder / "prefect"),
+             "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def result_of(process: subprocess.Popen) -> dict:
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err[-6000:]
+    return json.loads(out)
+
+
+def exported_weights(folder: Path, store: str) -> bytes:
+    (weights,) = (folder / store).glob("export/*/model.safetensors")
+    return weights.read_bytes()
+
+
+def training_processes(store: Path) -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "mcore.train" in (process.info["cmdline"] or []) and str(store) in " ".join(process.info["cmdline"])
+    ]
+
+
+def wait_for_iteration(store: Path, iteration: int) -> None:
+    """Wait until training has logged an iteration."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        for file in store.glob(".partial/train-*/metrics.jsonl"):
+            if f'"iteration": {iteration}, "loss"' in tail_of(file):
+                return
+        time.sleep(0.05)
+    raise AssertionError("training did not come that far")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(workspace) -> bytes:
+    result_of(start(workspace, "undisturbed"))
+    return exported_weights(workspace, "undisturbed")
+
+
+def test_kill_9_of_the_flow_while_it_trains(workspace, undisturbed):
+    store = workspace / "killed"
+    flow = start(workspace, "killed")
+    wait_for_iteration(store, 150)
+    flow.kill()
+    flow.communicate()
+    result = result_of(start(workspace, "killed"))  # at once: it has to wait for the processes of the first
+    assert {outcome["name"] for outcome in result["outcomes"] if outcome["cached"]} == {"convert", "verify_convert"}
+    assert exported_weights(workspace, "killed") == undisturbed
+    log = (store / "runs" / "tiny" / "train" / "stage.log").read_text()
+    assert "resuming behind iteration" in log
+    assert not training_processes(store)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_training_process_that_is_lost_is_started_again(workspace, undisturbed, number):
+    name = f"lost_{number.name.lower()}"
+    store = workspace / name
+    flow = start(workspace, name)
+    wait_for_iteration(store, 150)
+    ranks = [found for found in training_processes(store) if "torch.distributed.run" not in found.info["cmdline"]]
+    ranks[0].send_signal(number)
+    result_of(flow)
+    assert exported_weights(workspace, name) == undisturbed
+    log = (store / "runs" / "tiny" / "train" / "stage.log").read_text()
+    assert log.count("$ ") == 2 and "resuming behind iteration" in log
