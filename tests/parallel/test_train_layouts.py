@@ -70,3 +70,8 @@ def test_a_run_can_go_on_in_another_layout(folder: Path, before: str, after: str
     )
     assert recorded(resumed, "loss") == pytest.approx(recorded(one, "loss"), abs=1e-5)
     assert recorded(resumed, "validation_loss") == pytest.approx(recorded(one, "validation_loss"), abs=1e-5)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_rank_refuses_a_batch_that_the_processes_do_not_divide(folder: Path, rank: int) -> None:
+    assert "train.global_batch_size: expected a multiple of" in (folder / f"refused-{rank}").read_text()

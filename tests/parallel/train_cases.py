@@ -13,6 +13,7 @@ from typing import Any
 import torch.distributed as dist
 
 from mcore.backend.parallel import stop
+from mcore.errors import ConfigError
 from mcore.select import iteration_dir
 from mcore.train.run import train
 from tests.tiny_runs import tiny_run
@@ -41,15 +42,26 @@ def back_to_first_checkpoint(run: Path, copy: Path) -> None:
     dist.barrier()
 
 
+def refuse_what_does_not_divide(folder: Path) -> None:
+    """A run for one process that was started on two, with one sample a step."""
+    output = folder / "undivided"
+    try:
+        train(tiny_run(folder, global_batch_size=1, micro_batch_size=1), folder / "llama", output)
+    except ConfigError as error:
+        (folder / f"refused-{dist.get_rank()}").write_text(str(error))
+    assert not output.exists()
+
+
 def main(folder: Path) -> None:
-    for name in ("llama", "qwen3_tied"):
-        for case, options in CASES.items():
+    for case, options in CASES.items():
+        for name in ("llama", "qwen3_tied"):
             run = tiny_run(folder, nproc=2, save_steps=SAVE_STEPS, **options)
             train(run, folder / name, folder / f"{case}-{name}")
     for before, after in RESUMED.items():
         copy = folder / f"{before}_to_{after}-qwen3_tied"
         back_to_first_checkpoint(folder / f"{before}-qwen3_tied", copy)
         train(tiny_run(folder, nproc=2, save_steps=SAVE_STEPS, **CASES[after]), folder / "qwen3_tied", copy)
+    refuse_what_does_not_divide(folder)
     stop()
 
 
