@@ -10,12 +10,15 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from mcore.errors import Problem, SourceError
+from mcore.progress import progress
 from mcore.sources.resolve import HUB_SOURCE
 
 PATTERNS = (
@@ -32,6 +35,7 @@ PATTERNS = (
 DEFAULT_BRANCH = {"hf": "main", "ms": "master"}
 IGNORED = ("original/*", "consolidated*", "onnx/*", "*.bin.index.json")
 """Further copies of the weights that some repositories hold."""
+POLL_S = 1.0
 
 
 def locate(source: str) -> dict[str, Any]:
@@ -56,34 +60,66 @@ def download(source: str, folder: Path) -> None:
         SourceError: As `locate`.
     """
     hub, repo, revision = _parts(source)
+    filters: dict[str, Any] = {"allow_patterns": list(PATTERNS), "ignore_patterns": list(IGNORED)}
     with _typed(source):
         if hub == "hf":
-            from huggingface_hub import snapshot_download
+            from huggingface_hub import HfApi, snapshot_download
 
-            snapshot_download(
-                repo,
-                revision=_hf_commit(repo, revision),
-                local_dir=folder,
-                allow_patterns=list(PATTERNS),
-                ignore_patterns=list(IGNORED),
-            )
+            info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+            sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+            with _progress(folder, sizes):
+                snapshot_download(repo, revision=info.sha, local_dir=folder, **filters)
         else:
             from modelscope_hub import HubApi
 
-            HubApi().download_repo(
-                repo,
-                "model",
-                revision=revision,
-                local_dir=folder,
-                allow_patterns=list(PATTERNS),
-                ignore_patterns=list(IGNORED),
-            )
+            sizes = {file.path: file.size for file in HubApi().list_repo_files(repo, "model", revision=revision)}
+            with _progress(folder, sizes):
+                HubApi().download_repo(repo, "model", revision=revision, local_dir=folder, **filters)
     # Notes of the clients about what they downloaded.
     for notes in (folder / ".cache", folder / "._____temp", folder / ".msc", folder / ".mv"):
         if notes.is_dir():
             shutil.rmtree(notes)
         else:
             notes.unlink(missing_ok=True)
+
+
+@contextmanager
+def _progress(folder: Path, sizes: Mapping[str, int]) -> Iterator[None]:
+    """Show how much of the files that are wanted has arrived. The clients' own bars do not suit a log file."""
+    wanted = sum(
+        size
+        for name, size in sizes.items()
+        if any(fnmatch(name, pattern) for pattern in PATTERNS) and not any(fnmatch(name, no) for no in IGNORED)
+    )
+    total_mb = max(1, round(wanted / 1e6))
+    shown_mb = 0
+    done = threading.Event()
+    with progress("fetch", total_mb, "MB") as advance:
+
+        def watch() -> None:
+            nonlocal shown_mb
+            while not done.wait(POLL_S):
+                arrived_mb = min(total_mb, round(_bytes_in(folder) / 1e6))
+                if arrived_mb > shown_mb:
+                    advance(arrived_mb - shown_mb)
+                    shown_mb = arrived_mb
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
+        advance(total_mb - shown_mb)
+
+
+def _bytes_in(folder: Path) -> int:
+    num_bytes = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # renamed or removed meanwhile
+            num_bytes += path.stat().st_size if path.is_file() else 0
+    return num_bytes
 
 
 def _parts(source: str) -> tuple[str, str, str]:

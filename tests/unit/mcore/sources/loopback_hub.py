@@ -63,8 +63,11 @@ def hub(root: Path) -> Iterator[tuple[str, list[str]]]:
             if folder is None:
                 self._json({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
                 return
-            names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
-            siblings = [{"rfilename": name} for name in names]
+            siblings = [
+                {"rfilename": str(path.relative_to(folder)), "size": path.stat().st_size}
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
+            ]
             self._json({"id": repo, "sha": folder.name, "siblings": siblings, "tags": [], "private": False})
 
         def _hf_tree(self, repo: str, revision: str) -> None:

@@ -68,6 +68,7 @@ def test_what_is_fetched_is_the_model_and_no_pickle_or_code(served, environment,
     wanted = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - set(NOT_WANTED)
     assert found == wanted | {"metrics.json"}
     assert not set(NOT_WANTED) & set(asked)
+    assert "fetch: 1/1 MB" in done.stderr
 
 
 @pytest.mark.parametrize("source", ["hf:org/tiny", "hf:org/tiny@main", "ms:org/tiny"])
