@@ -102,17 +102,18 @@ def test_prompts_are_what_the_chat_template_makes(evaluation, reference):
 @torch.no_grad()
 def test_greedy_tokens_equal_those_of_transformers(evaluation, reference):
     model, tokenizer = reference
+    answers = answers_of(evaluation)
+    prompts = [answer["prompt_token_ids"] for answer in answers]
+    batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
+    generated = model.generate(**batch, max_new_tokens=MAX_TOKENS, do_sample=False)[:, batch["input_ids"].shape[1] :]
     lengths = []
-    for answer in answers_of(evaluation):
-        ids = torch.tensor([answer["prompt_token_ids"]])
-        expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_TOKENS, do_sample=False)[
-            0, ids.shape[1] :
-        ].tolist()
-        assert answer["token_ids"] == expected, answer["prompt"]
+    for answer, tokens in zip(answers, generated.tolist(), strict=True):
+        end = tokens.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in tokens else MAX_TOKENS
+        assert answer["token_ids"] == tokens[:end], answer["prompt"]
         # vLLM leaves out a character of which max_tokens cut off the last bytes.
-        assert answer["answer"] == tokenizer.decode(expected, skip_special_tokens=True).rstrip("\ufffd")
-        assert answer["finish_reason"] == ("stop" if expected[-1] == tokenizer.eos_token_id else "length")
-        lengths.append(len(expected))
+        assert answer["answer"] == tokenizer.decode(tokens[:end], skip_special_tokens=True).rstrip("\ufffd")
+        assert answer["finish_reason"] == ("stop" if tokens[end - 1] == tokenizer.eos_token_id else "length")
+        lengths.append(end)
     assert sum(length == MAX_TOKENS for length in lengths) >= 3, "most answers should be long enough to differ"
     assert min(lengths) < MAX_TOKENS, "one answer should come to its own end"
 
