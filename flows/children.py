@@ -13,6 +13,10 @@ from typing import NoReturn
 from mcore.child import QUIET_ENVIRONMENT
 from mcore.errors import ConfigError, Problem
 
+# Dozens of warnings of libraries at every start, none of them about the work; PYTHONWARNINGS in the caller's own
+# environment brings them back.
+TERMINAL_ENVIRONMENT = {"PYTHONWARNINGS": "ignore"}
+
 
 def become(argv: Sequence[object]) -> NoReturn:
     """Turn this process into a command.
@@ -23,9 +27,8 @@ def become(argv: Sequence[object]) -> NoReturn:
     words = [str(word) for word in argv]
     sys.stdout.flush()
     sys.stderr.flush()
-    os.environ.update(QUIET_ENVIRONMENT)
     try:
-        os.execvp(words[0], words)
+        os.execvpe(words[0], words, _environment())
     except OSError as exc:
         raise _not_started(words[0], exc) from exc
 
@@ -52,7 +55,7 @@ def run_in_terminal(argv: Sequence[object], env: Mapping[str, str] | None = None
     try:
         process = subprocess.Popen(
             words,
-            env={**os.environ, **QUIET_ENVIRONMENT, **(env or {})},
+            env={**_environment(), **(env or {})},
             stdout=subprocess.DEVNULL if quiet else None,
         )
     except OSError as exc:
@@ -70,6 +73,10 @@ def run_in_terminal(argv: Sequence[object], env: Mapping[str, str] | None = None
         for number, handler in before.items():
             signal.signal(number, handler)
     return status if status >= 0 else 128 - status
+
+
+def _environment() -> dict[str, str]:
+    return TERMINAL_ENVIRONMENT | dict(os.environ) | QUIET_ENVIRONMENT
 
 
 def _not_started(program: str, exc: OSError) -> ConfigError:

@@ -19,7 +19,7 @@ from rich.text import Text
 from configs.schema.evaluate import EvaluateConfig
 from flows.children import become, run_in_terminal
 from mcore.child import ERROR_FILE_VARIABLE
-from mcore.errors import EXIT_OK, error_from_json
+from mcore.errors import EXIT_OK
 from mcore.folders import refuse_existing
 from mcore.progress import say
 from mcore.sources.resolve import HUB_SOURCE, resolve
@@ -149,15 +149,11 @@ def train(
     with tempfile.TemporaryDirectory(prefix="mcore-flows-") as folder:
         written, error_file = Path(folder) / "run.yaml", Path(folder) / "error.json"
         written.write_text(yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False))
-        launcher = [
-            "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", run.launch.nproc_per_node,
-        ]  # fmt: skip
-        status = run_in_terminal(
-            [sys.executable, *launcher, "-m", "mcore.train", written, "--base", base, "--output", output],
-            {ERROR_FILE_VARIABLE: str(error_file)},
-        )
-        if status and error_file.exists():  # torchrun ends with 1 whatever its processes say
-            status = error_from_json(error_file.read_text()).exit_status
+        command = ["mcore.train", written, "--base", base, "--output", output]
+        if run.launch.nproc_per_node > 1:
+            processes = ["--standalone", "--nproc_per_node", run.launch.nproc_per_node]
+            command = ["mcore.train.torchrun", *processes, "-m", *command]
+        status = run_in_terminal([sys.executable, "-m", *command], {ERROR_FILE_VARIABLE: str(error_file)})
     raise typer.Exit(status)
 
 
@@ -191,7 +187,8 @@ def evaluate(
                 "--max-tokens", max_tokens, "--tensor-parallel-size", tensor_parallel_size,
                 "--model-name", model_name, "--model-author", model_author,
                 *([] if system is None else ["--system", system]), *_flag(overwrite=overwrite),
-            ]
+            ],
+            quiet=True,
         )  # fmt: skip
         if status == EXIT_OK:
             _show_answers(folder / "answers.jsonl")

@@ -10,8 +10,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from mcore.errors import PipelineError
 
@@ -40,27 +40,41 @@ def run_as_child(main: Callable[[], None]) -> None:
     try:
         main()
     except PipelineError as error:
-        sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
+        if _tell_parent(error):
+            sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
         _leave(error)
     except Exception as exc:  # the one broad except of a stage: nothing may leave without an error document
         traceback.print_exc()
-        _leave(
-            PipelineError(f"unexpected {type(exc).__name__}: {exc}", ["this is a defect; the log has the traceback"])
+        defect = PipelineError(
+            f"unexpected {type(exc).__name__}: {exc}", ["this is a defect; the log has the traceback"]
         )
+        _tell_parent(defect)
+        _leave(defect)
 
 
-def _leave(error: PipelineError) -> None:
+def _tell_parent(error: PipelineError) -> bool:
+    """Write the error document; False if another process has said just this already.
+
+    Under torchrun the first rank to fail speaks for all; the others usually fail because of it.
+    """
     error_file = os.environ.get(ERROR_FILE_VARIABLE)
-    if error_file:
-        temporary = Path(f"{error_file}.{os.getpid()}")
+    if not error_file:
+        return True
+    temporary = Path(f"{error_file}.{os.getpid()}")
+    try:
+        temporary.write_text(error.to_json())
         try:
-            temporary.write_text(error.to_json())
-            # Under torchrun the first rank to fail speaks for all; the others usually fail because of it.
-            with suppress(FileExistsError):
-                Path(error_file).hardlink_to(temporary)
+            Path(error_file).hardlink_to(temporary)
+        except FileExistsError:
+            return Path(error_file).read_text() != error.to_json()
+        finally:
             temporary.unlink()
-        except OSError as exc:  # the exit status still tells
-            sys.stderr.write(f"{error_file} can't be written: {exc}\n")
+    except OSError as exc:  # the exit status still tells
+        sys.stderr.write(f"{error_file} can't be written: {exc}\n")
+    return True
+
+
+def _leave(error: PipelineError) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     raise SystemExit(error.exit_status)

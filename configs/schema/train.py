@@ -85,6 +85,11 @@ class TrainConfig(StrictModel):
             problems.append("give exactly one of train_iters and num_train_epochs")
         if self.lr_warmup_fraction is not None and self.lr_warmup_iters:
             problems.append("give only one of lr_warmup_fraction and lr_warmup_iters")
+        if self.train_iters is not None:
+            fraction = self.lr_warmup_fraction
+            warmup = self.lr_warmup_iters if fraction is None else round(fraction * self.train_iters)
+            if warmup >= self.train_iters:
+                problems.append(f"the warm-up ({warmup} steps) must be shorter than train_iters ({self.train_iters})")
         if self.min_lr > self.lr:
             problems.append(f"min_lr ({self.min_lr}) must not exceed lr ({self.lr})")
         if self.sequence_parallel and self.tensor_model_parallel_size == 1:

@@ -81,6 +81,8 @@ def test_the_base_of_these_tests_is_right() -> None:
         ({"train": {"train_iters": None}}, "exactly one of train_iters and num_train_epochs"),
         ({"train": {"num_train_epochs": 1}}, "exactly one of train_iters and num_train_epochs"),
         ({"train": {"lr_warmup_fraction": 0.1, "lr_warmup_iters": 3}}, "only one of lr_warmup"),
+        ({"train": {"lr_warmup_iters": 3}}, "the warm-up (3 steps) must be shorter than train_iters (3)"),
+        ({"train": {"lr_warmup_fraction": 0.9}}, "the warm-up (3 steps) must be shorter than train_iters (3)"),
         ({"train": {"lr": 1e-5, "min_lr": 1e-4}}, "min_lr (0.0001) must not exceed lr"),
         ({"train": {"sequence_parallel": True}}, "sequence_parallel needs"),
         ({"train": {"recompute_granularity": "full"}}, "needs recompute_method and recompute_num_layers"),

@@ -66,6 +66,14 @@ def test_the_first_error_stays(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["error.json"]
 
 
+def test_what_one_rank_said_the_others_need_not_say_again(tmp_path: Path) -> None:
+    body, error_file = "raise SourceError('no', ['a'])", tmp_path / "error.json"
+    first, second = run_child(body, error_file), run_child(body, error_file)
+    assert first.returncode == second.returncode == 2
+    assert first.stderr.count("SourceError: no") == 1 and second.stderr == ""
+    assert "GateError: other" in run_child("raise GateError('other')", error_file).stderr
+
+
 def test_an_error_file_that_cannot_be_written_does_not_hide_the_error(tmp_path: Path) -> None:
     result = run_child("raise GateError('no')", tmp_path / "no such folder" / "error.json")
     assert result.returncode == 3 and "GateError: no" in result.stderr and "can't be written" in result.stderr
