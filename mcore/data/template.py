@@ -207,10 +207,13 @@ class _Sft:
                     fix="A server would make others. Take white space off the front of the assistant's message; if it "
                     "has none, this template does not fit this tokenizer.",
                 )
-            end = next(index for index in range(start, len(ids)) if ids[index] == self.special[end_token])
+            end = next((index for index in range(start, len(ids)) if ids[index] == self.special[end_token]), None)
+            if end is None:
+                return Problem(f"{item.row.place}: the tokenizer", f"{end_token!r} as one token", "several")
             mask[start : end + 1] = [True] * (end + 1 - start)
         # Behind the last trained token there is at most white space or, in some templates, a generation prompt.
-        return Sample(ids[: end + 1], mask[: end + 1], item.row.place)
+        last = max(index for index, trained in enumerate(mask) if trained)
+        return Sample(ids[: last + 1], mask[: last + 1], item.row.place)
 
 
 def _spoken(content: str) -> str:

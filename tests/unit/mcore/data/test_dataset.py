@@ -100,7 +100,7 @@ def test_the_fingerprint_tells_any_change():
     samples = fake_samples(6)
     other_id = [Sample([9, *samples[0].token_ids[1:]], samples[0].loss_mask), *samples[1:]]
     other_mask = [Sample(samples[0].token_ids, [False] * len(samples[0].loss_mask)), *samples[1:]]
-    borders = [Sample([0, 1, 0, 1, 2], [False, True, False, True, True]), *samples[2:]]
+    borders = [Sample([0, 1, 0], [False, True, False]), Sample([1, 2], [True, True]), *samples[2:]]
     datasets = [
         TokenDataset(samples),
         TokenDataset(other_id),
@@ -179,12 +179,16 @@ def test_nothing_left_to_train_is_an_error(hf_dir, rows, strategy):
 
 
 def test_ids_that_the_model_has_no_embedding_for(tmp_path, rows):
-    vocab_size = small_tokenizer("chatml").convert_tokens_to_ids("<|im_end|>")  # so that this id is the first too many
-    folder = write_hf_dir(tmp_path / "hf", "chatml", vocab_size=vocab_size)
-    with pytest.raises(
-        DataError, match=rf"rows\.jsonl:1: token id \d+: expected ids below the model's vocab_size {vocab_size}"
-    ):
-        build_datasets(DataConfig(dataset=(str(rows),)), "sft", folder)
+    config = DataConfig(dataset=(str(rows),))
+    train, _ = build_datasets(config, "sft", write_hf_dir(tmp_path / "hf", "chatml"))
+    largest = [int(max(sample.token_ids)) for sample in train]
+    row = largest.index(max(largest))
+    build_datasets(config, "sft", write_hf_dir(tmp_path / "fits", "chatml", vocab_size=max(largest) + 1))
+    with pytest.raises(DataError) as caught:
+        build_datasets(config, "sft", write_hf_dir(tmp_path / "small", "chatml", vocab_size=max(largest)))
+    assert f"{train[row].place}: token id {max(largest)}: expected ids below the model's vocab_size {max(largest)}" in {
+        str(problem) for problem in caught.value.problems
+    }
 
 
 def test_problems_of_training_and_validation_rows_come_together(hf_dir, rows, tmp_path):

@@ -206,6 +206,12 @@ def test_counts_of_a_file_are_kept(tmp_path):
     assert unshuffled == rows[28:31] + rows[28:] * 2 + rows[28:33] + rows[28:]
 
 
+def test_each_entry_has_a_draw_of_its_own(tmp_path):
+    path = write(tmp_path / "rows.jsonl", *(chat(f"question {n}", "answer") for n in range(100)))
+    train, validation = load_rows(DataConfig(dataset=(f"{path}#5", f"{path}#5"), val_dataset=(f"{path}#5",)), "sft")
+    assert len({tuple(train[:5]), tuple(train[5:]), tuple(validation)}) == 3
+
+
 def test_rows_are_set_aside_for_validation(tmp_path):
     path = write(tmp_path / "rows.jsonl", *(chat(f"question {n}", "answer") for n in range(20)))
     train, validation = load_rows(DataConfig(dataset=(f"{path}#50",), split_dataset_ratio=0.1), "sft")

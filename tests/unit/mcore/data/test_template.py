@@ -171,6 +171,10 @@ BAD_TEMPLATES = {
         + "{% if not loop %}{{ messages | length }}{% endif %}",
         "to begin the whole text",
     ),
+    "a mark between header and answer": (
+        TEMPLATES["chatml"].replace("{{ m.content }}", "<|endoftext|>{{ m.content }}"),
+        "the answer and then a special token that ends the turn",
+    ),
     "ends no turn": (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}",
@@ -192,6 +196,27 @@ def test_a_template_that_would_train_something_else_is_named(template, found):
     row = conversation("system: Be brief.", "Who are you?", "A robot.", "Sure?", "Yes.")
     samples, problems = encode_rows([row], tokenizer, "sft")
     assert not samples and found in str(problems[0])
+
+
+def test_an_answer_that_is_left_out_is_not_mistaken_for_the_same_words_before_it():
+    tokenizer = copy.deepcopy(small_tokenizer("chatml"))
+    tokenizer.chat_template = BAD_TEMPLATES["drops the answer"][0]
+    _, problems = encode_rows([conversation("the same", "the same")], tokenizer, "sft")
+    assert "leaves out messages[1] (assistant)" in str(problems[0])
+
+
+def test_a_special_token_that_begins_like_another():
+    tokenizer = copy.deepcopy(small_tokenizer("chatml"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|"]})
+    row = conversation("a", "b")
+    assert encode_rows([row], tokenizer, "sft") == encode_rows([row], small_tokenizer("chatml"), "sft")
+
+
+def test_a_tokenizer_that_takes_marks_for_ordinary_text():
+    tokenizer = copy.deepcopy(small_tokenizer("chatml"))
+    tokenizer.split_special_tokens = True
+    samples, problems = encode_rows([conversation("a", "b")], tokenizer, "sft")
+    assert not samples and "'<|im_end|>' as one token" in str(problems[0])
 
 
 def test_thoughts_that_the_template_takes_out_of_earlier_turns_are_no_loss():
