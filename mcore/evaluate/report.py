@@ -26,7 +26,7 @@ PAGE = "comparison.md"
 METRICS = "metrics.json"
 MARKDOWN_CHARACTERS = 200
 """Longest answer on the page; `comparison.json` has all of it."""
-TERMINAL_CHARACTERS = 140
+TERMINAL_CHARACTERS = 90
 """Longest answer in the terminal."""
 
 _ESCAPES = str.maketrans({"<": "&lt;", ">": "&gt;"} | {character: f"\\{character}" for character in "\\`*_[]|#~"})
@@ -88,30 +88,37 @@ def side_by_side(comparison: Comparison, *, cases_per_group: int | None = None) 
         comparison: What to show.
         cases_per_group: Cases to show of each group, regressions first; all if not given.
     """
-    table = Table(box=box.ROUNDED, show_lines=True, expand=True)
+    table = Table(box=box.ROUNDED, expand=True)
     table.add_column("question", ratio=3)
     table.add_column("base", ratio=5)
     table.add_column("tuned", ratio=5)
     for group in comparison.groups:
+        table.add_section()
         table.add_row(
             Text(group.group, style="bold"),
             Text(f"{group.base_passed} of {group.num_cases} passed", style="bold"),
             Text(f"{group.tuned_passed} of {group.num_cases} passed", style="bold"),
+            end_section=True,
         )
-        cases = sorted(_cases_of(comparison, group), key=lambda case: case not in comparison.regressions)
-        for case in cases[:cases_per_group] if cases_per_group is not None else _cases_of(comparison, group):
+        cases = _cases_of(comparison, group)
+        shown = cases
+        if cases_per_group is not None:
+            shown = sorted(cases, key=lambda case: case not in comparison.regressions)[:cases_per_group]
+        for case in shown:
             table.add_row(
                 Text(shortened(case.prompt, TERMINAL_CHARACTERS)),
                 _answer(case.base_passed, case.base_answer),
                 _answer(case.tuned_passed, case.tuned_answer),
             )
+        if len(shown) < len(cases):
+            table.add_row(Text(f"… and {len(cases) - len(shown)} more", style="dim"), "", "")
     parts: list[RenderableType] = [table]
     perplexity = _perplexity_line(comparison)
     if perplexity:
         parts.append(Text(perplexity))
     parts += [
         Text(
-            f"gate {gate.gate} of {gate.subject}: {gate.found:.4g} against {gate.limit:g}, {_verdict(gate)}",
+            f"{gate.gate} of {gate.subject}: {gate.found:.4g}, limit {gate.limit:g}, {_verdict(gate)}",
             style="green" if gate.passed else "bold red",
         )
         for gate in comparison.gates

@@ -12,14 +12,13 @@ from configs.schema.data import DataConfig
 from mcore.data.rows import Method
 from mcore.data.template import Sample, load_tokenizer
 from mcore.errors import ConfigError, InputError, Problem
+from mcore.evaluate.compare import ANSWERS, SUMMARY, shortened
 from mcore.evaluate.engine import EngineSettings, prepare_environment, start_engine
 from mcore.evaluate.perplexity import held_out_samples, perplexity
 from mcore.evaluate.suites import Question, pass_rates, prompt_problems, read_questions, score
 from mcore.folders import refuse_existing, whole_folder
 from mcore.progress import say
 
-ANSWERS = "answers.jsonl"
-SUMMARY = "summary.json"
 METRICS = "metrics.json"
 
 
@@ -158,8 +157,8 @@ def _metrics(summary: dict[str, Any]) -> dict[str, Any]:
 def _tell(summary: dict[str, Any], records: list[dict[str, Any]]) -> None:
     for record in records:
         if not record["passed"]:
-            failures = "; ".join(record["failures"])
-            say(f"failed: {record['group']} {record['case']}, {record['prompt']!r}: {record['answer']!r} {failures}")
+            answer = shortened(record["answer"], 80)
+            say(f"failed: {record['group']} {record['case']}, {record['prompt']!r}: {answer!r} {record['failures'][0]}")
     for group, figures in summary["groups"].items():
         say(f"{group}: {figures['num_passed']} of {figures['num_cases']} passed")
     if summary["perplexity"] is not None:

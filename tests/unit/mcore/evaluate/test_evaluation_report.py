@@ -56,8 +56,8 @@ def test_side_by_side(tmp_path):
     assert "identity 0 of 2 passed 2 of 2 passed" in lines
     assert lines.count("Say yes. ✗ no ✓ yes") == 2
     assert lines.count("Say yes. ✓ yes ✗ no") == 1
-    assert "gate min_pass_rate of all cases: 0.8 against 0.5, passed" in lines
-    assert "gate max_regression of general: 0.3333 against 0.1, FAILED" in lines
+    assert "min_pass_rate of all cases: 0.8, limit 0.5, passed" in lines
+    assert "max_regression of general: 0.3333, limit 0.1, FAILED" in lines
     assert any(line.startswith("Perplexity over 100 held-out tokens") for line in lines)
 
 
@@ -68,6 +68,7 @@ def test_a_short_side_by_side_shows_regressions_first(tmp_path):
         for line in as_text(side_by_side(comparison, cases_per_group=1)).splitlines()
     ]
     assert [line for line in lines if line.startswith("Say yes.")] == ["Say yes. ✗ no ✓ yes", "Say yes. ✓ yes ✗ no"]
+    assert [line for line in lines if line.startswith("… and")] == ["… and 1 more", "… and 2 more"]
 
 
 def test_square_brackets_in_answers_are_text_and_no_markup(tmp_path):
