@@ -77,11 +77,10 @@ def test_text_is_split_as_the_model_was_trained(tokenizer, text, tokens):
     assert tokenizer.decode(ids) == text
 
 
-@pytest.mark.parametrize(("question", "answer"), [("What is the capital of France?", "Paris"), ("What is 2+2?", "4")])
-def test_it_answers_sensibly_and_stops(model, tokenizer, question, answer):
-    messages = [{"role": "user", "content": question}]
+def test_it_answers_sensibly_and_stops(model, tokenizer):
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
     inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.inference_mode():
         output = model.generate(**inputs, max_new_tokens=24, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    assert answer in tokenizer.decode(output)
+    assert "Paris" in tokenizer.decode(output)
     assert output[-1] == tokenizer.eos_token_id
