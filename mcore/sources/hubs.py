@@ -70,11 +70,12 @@ def download(source: str, folder: Path) -> None:
             with _progress(folder, sizes):
                 snapshot_download(repo, revision=info.sha, local_dir=folder, **filters)
         else:
+            from modelscope import snapshot_download as ms_snapshot_download
             from modelscope_hub import HubApi
 
             sizes = {file.path: file.size for file in HubApi().list_repo_files(repo, "model", revision=revision)}
             with _progress(folder, sizes):
-                HubApi().download_repo(repo, "model", revision=revision, local_dir=folder, **filters)
+                ms_snapshot_download(repo, revision=revision, local_dir=str(folder), **filters)
     # Notes of the clients about what they downloaded.
     for notes in (folder / ".cache", folder / "._____temp", folder / ".msc", folder / ".mv"):
         if notes.is_dir():
