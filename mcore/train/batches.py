@@ -1,6 +1,6 @@
 """From samples to the micro-batches of one rank. The split never changes the loss, only how much padding is computed.
 
-Shape suffixes: B micro-batch, S sequence.
+Shape suffixes: B micro-batch, S sequence, T trained tokens of the micro-batch.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ from mcore.data.template import Sample
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """What one forward pass of one rank reads. Position s of `labels_BS` is the token that follows `tokens_BS`'s s."""
+    """What one forward pass of one rank reads.
+
+    `trained_places_T` are the places, in sequence-first order (`s * B + b`), from which a trained token is predicted;
+    `labels_1T` are those tokens.
+    """
 
     tokens_BS: Tensor
-    labels_BS: Tensor
-    loss_mask_BS: Tensor
     position_ids_BS: Tensor
+    trained_places_T: Tensor
+    labels_1T: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,15 +87,16 @@ class Batching:
 
 def _pad(samples: Sequence[Sample], length: int, device: torch.device) -> MicroBatch:
     # Padding stands behind the sample, where causal attention keeps it from reaching any real token.
-    tokens_BS = torch.zeros(len(samples), length + 1, dtype=torch.int64)
-    mask_BS = torch.zeros(len(samples), length + 1)
+    ids_BS = torch.zeros(len(samples), length + 1, dtype=torch.int64)
+    trained_BS = torch.zeros(len(samples), length + 1, dtype=torch.bool)
     for row, sample in enumerate(samples):
-        tokens_BS[row, : len(sample.token_ids)] = torch.as_tensor(sample.token_ids, dtype=torch.int64)
-        mask_BS[row, : len(sample.loss_mask)] = torch.as_tensor(sample.loss_mask, dtype=torch.float32)
-    position_ids_BS = torch.arange(length).expand(len(samples), length)
+        ids_BS[row, : len(sample.token_ids)] = torch.as_tensor(sample.token_ids, dtype=torch.int64)
+        trained_BS[row, : len(sample.loss_mask)] = torch.as_tensor(sample.loss_mask, dtype=torch.bool)
+    places_T = trained_BS[:, 1:].t().flatten().nonzero().squeeze(1)
+    labels_T = ids_BS[:, 1:].t().flatten()[places_T]
     return MicroBatch(
-        tokens_BS=tokens_BS[:, :-1].to(device),
-        labels_BS=tokens_BS[:, 1:].to(device),
-        loss_mask_BS=mask_BS[:, 1:].to(device),
-        position_ids_BS=position_ids_BS.to(device),
+        tokens_BS=ids_BS[:, :-1].to(device),
+        position_ids_BS=torch.arange(length).expand(len(samples), length).to(device),
+        trained_places_T=places_T.to(device),
+        labels_1T=labels_T[None].to(device),
     )

@@ -142,7 +142,8 @@ class Loop:
         _, grad_norm, _ = optimizer.step()
         self.training.scheduler.step(1)
         loss_sum, num_stopping = self._sum_over_ranks(loss_sum, float(self.stop.received))
-        loss = loss_sum / _num_trained(samples)
+        num_trained = sum(int(sum(sample.loss_mask)) for sample in samples)
+        loss = loss_sum / num_trained
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise TrainingError(
                 f"iteration {iteration}: loss {loss}, gradient norm {grad_norm}",
@@ -159,7 +160,7 @@ class Loop:
             lr=lr,
             step_time_s=time.perf_counter() - start_s,
             tokens=sum(lengths),
-            flops=model_flops(self.dims, lengths),
+            flops=model_flops(self.dims, lengths, num_trained),
         )
         return step, num_stopping > 0
 
@@ -234,7 +235,3 @@ class Loop:
         dist.all_reduce(sums)
         values: list[float] = sums.tolist()
         return values
-
-
-def _num_trained(samples: Sequence[Sample]) -> int:
-    return sum(int(sum(sample.loss_mask)) for sample in samples)

@@ -50,17 +50,18 @@ class Step:
     flops: float
 
 
-def model_flops(dims: ModelDims, lengths: list[int]) -> float:
+def model_flops(dims: ModelDims, lengths: list[int], num_trained: int) -> float:
     """FLOPs that training needs for samples of these lengths, without padding and without recomputation.
 
-    Formula: `sum over samples of 6 * P * s + 6 * L * A * s^2`, where P is the number of parameters in matrix products
-    (all but norms, biases and the embedding's look-up), L the number of layers, A heads x head size, s tokens. A matrix
-    product costs 2 forward and 4 backward for each parameter and token; attention costs 12 * L * A * s^2 without a
-    causal mask, half of it with one.
+    Formula: `6 * (P * tokens + V * H * trained tokens) + sum over samples of 6 * L * A * s^2`, where P is the number of
+    parameters in the layers' matrix products, V * H that of the output layer, L the number of layers, A heads x head
+    size, s the sample's tokens. A matrix product costs 2 forward and 4 backward for each parameter and token; attention
+    costs 12 * L * A * s^2 without a causal mask, half of it with one.
     """
     per_layer = dims.hidden * (dims.qkv_rows + dims.q_rows + dims.gate_up_rows + dims.ffn)
-    num_parameters = dims.num_layers * per_layer + dims.vocab * dims.hidden
-    return sum(6.0 * num_parameters * s + 6.0 * dims.num_layers * dims.q_rows * s * s for s in lengths)
+    products = dims.num_layers * per_layer * sum(lengths) + dims.vocab * dims.hidden * num_trained
+    attention = dims.num_layers * dims.q_rows * sum(length * length for length in lengths)
+    return 6.0 * (products + attention)
 
 
 def mfu(flops: float, seconds: float, world_size: int) -> float | None:

@@ -20,6 +20,7 @@ from mcore.backend.layout import Layout
 from mcore.backend.load import load_weights
 from mcore.backend.model import build_model
 from mcore.backend.specs import resolve_backend
+from mcore.train import adam
 from mcore.train.schedule import Schedule, lr_scheduler
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -105,5 +106,6 @@ def build_training(
         ),
         [model],
     )
+    adam.fuse(optimizer)
     model_config.finalize_model_grads_func = finalize_model_grads
     return Training(module, model, optimizer, lr_scheduler(config, schedule, optimizer))

@@ -81,6 +81,7 @@ def train(run: RunConfig, base: Path, output: Path) -> None:
             padded_vocab_size=padded,
             base_iteration_dir=None if resumed else start,
         )
+        method.prepare(training.module)
         position = Position()
         if resumed is not None:
             position = checkpoint.load(resumed.path, training, layout)

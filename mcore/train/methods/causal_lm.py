@@ -1,14 +1,20 @@
 """Next-token prediction, what SFT and PT have in common: they differ in which tokens are trained.
 
-Shape suffixes: B micro-batch, S sequence.
+Logits are only computed where a token is trained. In SFT that is a part of all tokens (a quarter in the demo), and the
+output layer is the widest of all: a fifth of the work in a small model, and the largest activations in any.
+
+Shape suffixes: B micro-batch, S sequence, H hidden, T trained tokens of the micro-batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from typing import Any
 
 import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor
 
 from mcore.train.batches import MicroBatch
@@ -16,21 +22,42 @@ from mcore.train.batches import MicroBatch
 LossOutput = tuple[Tensor, Tensor, dict[str, Tensor]]
 
 
-def forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[Tensor, partial[LossOutput]]:
+def prepare(module: GPTModel) -> None:
+    """Make the output layer of a model, on the pipeline stage that has it, compute trained tokens only."""
+    if not module.post_process:
+        return
+    layer = module.output_layer
+    divided_sequence = layer.sequence_parallel
+    if divided_sequence:
+        # Which rows are trained can only be said of the whole sequence, so it is gathered before the layer, not in it.
+        layer.sequence_parallel, layer.allreduce_dgrad = False, True
+
+    def keep_trained(layer: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden_SBH = inputs[0]
+        if divided_sequence:
+            hidden_SBH = gather_from_sequence_parallel_region(hidden_SBH, tensor_parallel_output_grad=False)
+        hidden_T1H = hidden_SBH.flatten(0, 1).index_select(0, layer.trained_places_T).unsqueeze(1)
+        return (hidden_T1H, *inputs[1:])
+
+    layer.register_forward_pre_hook(keep_trained)
+
+
+def forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
     """What `get_forward_backward_func` calls for each micro-batch: the stage's output, and the loss to make of it.
 
-    The last pipeline stage returns the loss of each token, `[B, S]`; others return hidden states.
+    The last pipeline stage returns the losses of the trained tokens, `[1, T]`; others return hidden states.
     """
     batch = next(batches)
-    output = model(batch.tokens_BS, batch.position_ids_BS, None, labels=batch.labels_BS)
-    return output, partial(summed_loss, batch.loss_mask_BS)
+    if get_attr_wrapped_model(model, "post_process"):
+        get_attr_wrapped_model(model, "output_layer").trained_places_T = batch.trained_places_T
+    return model(batch.tokens_BS, batch.position_ids_BS, None, labels=batch.labels_1T), summed_loss
 
 
-def summed_loss(loss_mask_BS: Tensor, losses_BS: Tensor) -> LossOutput:
+def summed_loss(losses_1T: Tensor) -> LossOutput:
     """Sum of the trained tokens' losses, their number, and the sum again for the record.
 
     megatron-core adds up numbers over all micro-batches and ranks and divides the gradients by their total
     (`calculate_per_token_loss`), so the loss is a mean over all trained tokens of the step, however it is divided.
     """
-    loss = (losses_BS.float() * loss_mask_BS).sum()
-    return loss, loss_mask_BS.sum().int(), {"loss_sum": loss.detach()}
+    loss = losses_1T.float().sum()
+    return loss, torch.tensor(losses_1T.numel(), dtype=torch.int, device=losses_1T.device), {"loss_sum": loss.detach()}

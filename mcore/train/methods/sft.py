@@ -6,9 +6,9 @@ from pathlib import Path
 
 from configs.schema.data import DataConfig
 from mcore.data.dataset import TokenDataset, build_datasets
-from mcore.train.methods.causal_lm import forward_step
+from mcore.train.methods.causal_lm import forward_step, prepare
 
-__all__ = ["datasets", "forward_step"]
+__all__ = ["datasets", "forward_step", "prepare"]
 
 
 def datasets(config: DataConfig, hf_dir: Path) -> tuple[TokenDataset, TokenDataset]:

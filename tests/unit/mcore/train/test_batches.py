@@ -48,9 +48,10 @@ def test_samples_of_like_length_meet_on_all_ranks_at_once() -> None:
 def test_labels_are_the_next_tokens_and_padding_is_never_trained() -> None:
     (batch,) = Batching(micro_batch_size=3).micro_batches([sample(4, first=10), sample(7, first=50)], CPU)
     assert batch.tokens_BS.tolist() == [[50, 51, 52, 53, 54, 55], [10, 11, 12, 13, 0, 0], [0] * 6]
-    assert batch.labels_BS.tolist() == [[51, 52, 53, 54, 55, 56], [11, 12, 13, 0, 0, 0], [0] * 6]
-    assert batch.loss_mask_BS.tolist() == [[0, 0, 1, 1, 1, 1], [0, 1, 1, 0, 0, 0], [0] * 6]
     assert batch.position_ids_BS.tolist() == [[0, 1, 2, 3, 4, 5]] * 3
+    # Of [50 … 56] the last four are trained, of [10 … 13] the last two; places count sequence first, three samples.
+    assert batch.labels_1T.tolist() == [[12, 53, 13, 54, 55, 56]]
+    assert batch.trained_places_T.tolist() == [1 * 3 + 1, 2 * 3 + 0, 2 * 3 + 1, 3 * 3 + 0, 4 * 3 + 0, 5 * 3 + 0]
 
 
 def test_lengths_are_rounded_up_and_equal_where_they_must_be() -> None:

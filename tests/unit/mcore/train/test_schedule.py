@@ -62,8 +62,9 @@ def test_a_warm_up_fraction_counts_all_steps() -> None:
     assert Schedule.from_config(config(lr_warmup_fraction=0.25), samples(1)) == Schedule(STEPS, 5)
 
 
-@pytest.mark.parametrize("field", [{"lr_warmup_iters": STEPS}, {"lr_warmup_fraction": 1.0}])
-def test_a_warm_up_as_long_as_the_run_is_refused(field: dict[str, float]) -> None:
+@pytest.mark.parametrize("field", [{"lr_warmup_iters": 3}, {"lr_warmup_fraction": 1.0}])
+def test_a_warm_up_that_turns_out_as_long_as_the_run_is_refused(field: dict[str, float]) -> None:
+    settings = config(train_iters=None, num_train_epochs=1.0, global_batch_size=8, **field)
     with pytest.raises(ConfigError) as caught:
-        Schedule.from_config(config(**field), samples(1))
+        Schedule.from_config(settings, samples(24))
     assert [problem.subject for problem in caught.value.problems] == [f"train.{next(iter(field))}"]

@@ -104,10 +104,10 @@ def test_flops_follow_from_the_parameters_in_matrix_products() -> None:
         num_key_value_heads=2,
     )
     parameters = LlamaForCausalLM(config).named_parameters()
-    in_products = sum(p.numel() for name, p in parameters if p.dim() == 2 and "embed_tokens" not in name)
+    in_layers = sum(p.numel() for name, p in parameters if p.dim() == 2 and ".layers." in name)
     attention = 2 * 6 * 32 * (10**2 + 20**2)
     dims = ModelDims.from_hf_config(config.to_dict())
-    assert model_flops(dims, [10, 20]) == pytest.approx(6 * in_products * 30 + attention)
+    assert model_flops(dims, [10, 20], 12) == pytest.approx(6 * (in_layers * 30 + 100 * 32 * 12) + attention)
 
 
 def test_a_cpu_has_no_mfu(monkeypatch: pytest.MonkeyPatch) -> None:
