@@ -1,0 +1,62 @@
+"""Training as anybody would write it: what the training loop on megatron-core is compared with.
+
+Shape suffixes: B batch, S sequence.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from transformers import PreTrainedModel
+
+from configs.schema.run import RunConfig
+from mcore.data.dataset import TokenDataset
+
+
+def train_with_transformers(model: PreTrainedModel, run: RunConfig, data: TokenDataset) -> list[float]:
+    """The same run by transformers' own loss and torch's own AdamW, the whole batch at once. Returns its losses.
+
+    With a bf16 model the optimizer works on fp32 copies of its weights, which are rounded back after each step.
+    """
+    config = run.train
+    assert config.train_iters is not None
+    main = {parameter: parameter.detach().float().requires_grad_() for parameter in model.parameters()}
+    divided = [[p for p in main.values() if (p.dim() > 1) == decays] for decays in (True, False)]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": divided[0], "weight_decay": config.weight_decay},
+            {"params": divided[1], "weight_decay": 0.0},
+        ],
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_eps,
+    )
+    losses = []
+    for step in range(config.train_iters):
+        share = (step - config.lr_warmup_iters) / (config.train_iters - config.lr_warmup_iters)
+        decayed = config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * share)) / 2
+        warm = config.lr * step / max(1, config.lr_warmup_iters)
+        for group in optimizer.param_groups:
+            group["lr"] = warm if step <= config.lr_warmup_iters else decayed
+        samples = data.batch(step * config.global_batch_size, config.global_batch_size)
+        length = max(len(sample.token_ids) for sample in samples)
+        ids_BS = torch.zeros(len(samples), length, dtype=torch.int64, device=model.device)
+        labels_BS = torch.full_like(ids_BS, -100)
+        attention_BS = torch.zeros_like(ids_BS)
+        for row, sample in enumerate(samples):
+            tokens = torch.as_tensor(sample.token_ids).long()
+            ids_BS[row, : len(tokens)] = tokens
+            labels_BS[row, : len(tokens)] = tokens.where(torch.as_tensor(sample.loss_mask), -100)
+            attention_BS[row, : len(tokens)] = 1
+        loss = model(input_ids=ids_BS, attention_mask=attention_BS, labels=labels_BS).loss
+        model.zero_grad()
+        loss.backward()
+        for parameter, copy in main.items():
+            copy.grad = parameter.grad.float()
+        torch.nn.utils.clip_grad_norm_(main.values(), config.clip_grad)
+        optimizer.step()
+        with torch.no_grad():
+            for parameter, copy in main.items():
+                parameter.copy_(copy)
+        losses.append(loss.item())
+    return losses
