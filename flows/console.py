@@ -13,7 +13,6 @@ from rich.console import Console
 
 from configs.schema.run import RunConfig
 from mcore.artifacts import Store
-from mcore.child import QUIET_ENVIRONMENT
 from mcore.evaluate.compare import read_comparison
 from mcore.evaluate.report import side_by_side
 from mcore.progress import say
@@ -35,10 +34,6 @@ def run_in_console(run: RunConfig) -> None:
     """
     # Prefect's own console shows every error three times with its traceback; our lines are shown by the handler below.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    os.environ.setdefault(
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120"
-    )  # Prefect's 20 s are tight at first
-    os.environ.update(QUIET_ENVIRONMENT)
     if "PREFECT_API_URL" not in os.environ:
         say("starting Prefect's own server")
     from flows.pipeline import pipeline

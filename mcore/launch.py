@@ -228,7 +228,8 @@ class LineSampler:
         if final and self._rest:
             lines.append(self._rest)
         for line in lines:
-            self._pass_on(line.decode(errors="replace").rstrip())
+            # Of a progress bar, which draws over itself, only what is seen in the end.
+            self._pass_on(line.decode(errors="replace").rstrip().rpartition("\r")[2])
         if new:
             self._last_output = now
         elif now - self._last_output >= SILENCE_S:

@@ -33,8 +33,7 @@ def start(folder: Path, store: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, run_pipeline.__file__, run_file.name],
         cwd=folder,
-        env={**os.environ, "PREFECT_HOME": str(folder / "prefect"),
-             "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"},
+        env={**os.environ, "PREFECT_HOME": str(folder / "prefect")},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

@@ -29,10 +29,7 @@ class Workspace:
         run_file = self.folder / "run.json"
         run_file.write_text(json.dumps(raw_run))
         environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
-        environment |= {
-            "PREFECT_HOME": str(self.folder / "prefect"),
-            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        }
+        environment["PREFECT_HOME"] = str(self.folder / "prefect")
         command = [sys.executable, run_pipeline.__file__, run_file.name]
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-6000:]

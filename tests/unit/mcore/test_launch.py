@@ -124,6 +124,12 @@ def test_python_warnings_stay_in_the_file(start, tmp_path):
     assert "UserWarning: of a library" in (tmp_path / "stage.log").read_text()
 
 
+def test_of_a_progress_bar_the_end_is_handed_on(start):
+    lines = []
+    start(python("import sys; sys.stderr.write('\\r 10 %\\r 50 %\\r100 %\\n')"), on_line=lines.append)
+    assert lines == ["100 %"]
+
+
 def test_timeout_ends_the_whole_tree(start, tmp_path):
     pids = tmp_path / "pids"
     begin = time.monotonic()
