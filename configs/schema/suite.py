@@ -122,8 +122,15 @@ class Group(StrictModel):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     """Name in tables: lowercase letters, digits, `_`, `-`."""
-    cases: tuple[Case, ...] = Field(min_length=1)
-    """The cases."""
+    cases: tuple[Case, ...]
+    """The cases, at least one."""
+
+    @model_validator(mode="after")
+    def _has_cases(self) -> Self:
+        # Not min_length: pydantic would count only the valid ones and add a second, misleading problem.
+        if not self.cases:
+            raise ValueError("cases are empty")
+        return self
 
 
 class Suite(StrictModel):
@@ -133,11 +140,13 @@ class Suite(StrictModel):
     """Name in tables: lowercase letters, digits, `_`, `-`."""
     system: str | None = None
     """System message for cases that bring none; without it the chat template's own default stands."""
-    groups: tuple[Group, ...] = Field(min_length=1)
-    """Groups of cases, in the order of the tables."""
+    groups: tuple[Group, ...]
+    """Groups of cases, at least one, in the order of the tables."""
 
     @model_validator(mode="after")
-    def _names_are_unique(self) -> Self:
+    def _has_groups_of_different_names(self) -> Self:
+        if not self.groups:
+            raise ValueError("groups are empty")
         names = [group.name for group in self.groups]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
