@@ -25,39 +25,35 @@ def names(folder):
 
 
 def test_the_line_by_hand(here):
-    done = mcore_flows("convert", "--model", "model", "--output", "base", cwd=here)
+    # Training brings the conversion along; in one process here, the pipeline's own tests do it in two.
+    one = ["--set", "launch.nproc_per_node=1"]
+    done = mcore_flows("train", "run.yaml", *one, cwd=here)
     assert done.returncode == 0, done.stderr
-    assert {"release", "hf", "latest_checkpointed_iteration.txt"} <= names(here / "base")
-    assert mcore_flows("convert", "--model", "model", "--output", "base", cwd=here).returncode == 2
+    assert {"iter_0000001", "iter_0000002", "hf", "metrics.jsonl"} <= names(here / "output" / "tiny")
+    base = here / "output" / "tiny-base"
+    assert {"release", "hf", "latest_checkpointed_iteration.txt"} <= names(base)
+
+    # Another learning rate is another run. Both processes find out; it is told once.
+    done = mcore_flows("train", "run.yaml", "--set", "train.lr=1e-4", cwd=here)
+    assert done.returncode == 2 and done.stderr.count("the output folder belongs to another run") == 1
+    assert "Traceback" not in done.stderr  # nor torchrun's account of what its processes did
+
+    old = (base / "release").stat().st_ino
+    done = mcore_flows("convert", "--model", "model", "--output", base, "--overwrite", cwd=here)
+    assert done.returncode == 0 and (base / "release").stat().st_ino != old, done.stderr
 
     # The verdict is printed, and nothing is kept unless asked for.
     before = names(here)
-    strict = ["verify", "--hf", "model", "--mcore", "base", "--max-relative-error", "1e-12"]
-    done = mcore_flows(*strict, cwd=here)
+    done = mcore_flows("verify", "--hf", "model", "--mcore", base, "--max-relative-error", "1e-12", cwd=here)
     assert done.returncode == 3 and done.stdout.startswith("# Verification: FAILED")
     assert done.stderr.count("PrecisionError") == 1 and "Traceback" not in done.stderr
     assert names(here) == before
-    done = mcore_flows("verify", "--hf", "model", "--mcore", "base", "--output", "proof", cwd=here)
+    done = mcore_flows("verify", "--hf", "model", "--mcore", base, "--output", "proof", cwd=here)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "proof/report.md"
     assert json.loads((here / "proof" / "report.json").read_text())["passed"] is True
 
-    # Two processes; the same command again finds everything done; another learning rate is another run.
-    train = ["train", "run.yaml", "--base", "base"]
-    done = mcore_flows(*train, cwd=here)
-    assert done.returncode == 0, done.stderr
-    assert {"iter_0000001", "iter_0000002", "hf", "metrics.jsonl"} <= names(here / "output" / "tiny")
-    done = mcore_flows(*train, "--set", "train.lr=1e-4", cwd=here)
-    assert done.returncode == 2 and done.stderr.count("the output folder belongs to another run") == 1
-    assert "Traceback" not in done.stderr  # nor torchrun's account of what its two processes did
-
     done = mcore_flows("export", "--checkpoint", "output/tiny", "--iteration", "1", "--output", "tuned", cwd=here)
     assert done.returncode == 0 and {"model.safetensors", "config.json", "chat_template.jinja"} <= names(here / "tuned")
-
-
-def test_training_converts_the_model_if_no_base_is_given(here):
-    done = mcore_flows("train", "run.yaml", "--output", "other/run", "--set", "launch.nproc_per_node=1", cwd=here)
-    assert done.returncode == 0, done.stderr
-    assert "release" in names(here / "other" / "run-base") and "iter_0000002" in names(here / "other" / "run")
 
 
 @pytest.mark.vllm

@@ -10,11 +10,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "megatron", "transformers", "vllm", "peft", "safetensors", "numpy", "matplotlib"}
 
-LIGHT_MCORE = """
-    artifacts child errors folders launch metrics progress select supervise
-    backend.layout bridge.dims bridge.families bridge.hf_config bridge.hf_headers bridge.plan bridge.rules
-    data.rows data.sampling evaluate.compare sources.resolve
-""".split()
+# fmt: off
+LIGHT_MCORE = (
+    "artifacts", "child", "errors", "folders", "launch", "metrics", "progress", "select", "supervise",
+    "backend.layout", "backend.rope_scaling",
+    "bridge.dims", "bridge.families", "bridge.hf_config", "bridge.hf_headers", "bridge.plan", "bridge.rules",
+    "data.rows", "data.sampling", "evaluate.compare", "evaluate.report", "sources.catalogue", "sources.resolve",
+)
+# fmt: on
 
 
 def modules_below(folder: str) -> list[str]:
