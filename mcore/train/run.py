@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +16,7 @@ from mcore.backend import parallel
 from mcore.backend.layout import Layout
 from mcore.backend.load import padded_vocab_size
 from mcore.backend.specs import resolve_backend
+from mcore.bridge.hf_config import read_hf_config
 from mcore.errors import ConfigError, PipelineError, Problem
 from mcore.progress import say
 from mcore.select import Selection, iterations_in, select_checkpoint
@@ -46,6 +46,7 @@ def train(run: RunConfig, base: Path, output: Path) -> None:
 
     Raises:
         ConfigError: The run can't be started like this, or `output` belongs to another run.
+        SourceError: `base` has no config of a model.
         DataError: The data can't be used.
         CheckpointError: The base or the run's own checkpoint can't be used.
         StoppedError: SIGTERM came; the run saved and can be resumed.
@@ -57,10 +58,10 @@ def train(run: RunConfig, base: Path, output: Path) -> None:
         pipeline_model_parallel_size=config.pipeline_model_parallel_size,
         sequence_parallel=config.sequence_parallel,
     )
+    hf_config = read_hf_config(base / "hf")
     with stop_on_sigterm() as stop:
         parallel.start(layout, seed=config.seed)
         start = select_checkpoint(base).path
-        hf_config = json.loads((base / "hf" / "config.json").read_text())
         padded = padded_vocab_size(start)
         _check(config, layout, hf_config, padded)
         method = import_module(f"mcore.train.methods.{config.method}")
@@ -69,6 +70,7 @@ def train(run: RunConfig, base: Path, output: Path) -> None:
         mark = fingerprint(
             config, schedule, data=data.fingerprint, validation=validation.fingerprint, base_iteration_dir=start
         )
+        _agree(mark)
         resumed = on_rank_0(lambda: _prepare(output, mark, base))
         if resumed is not None and resumed.iteration == schedule.train_iters and (output / SUMMARY).exists():
             _say(f"{output} is complete at iteration {schedule.train_iters}")
@@ -132,6 +134,29 @@ def _check(config: TrainConfig, layout: Layout, hf_config: dict[str, Any], padde
     if problems:
         raise ConfigError("the run does not fit the model and the processes", problems)
     resolve_backend(config.backend)
+
+
+def _agree(mark: dict[str, Any]) -> None:
+    """Check that all processes read the same files; on several machines, each reads its own.
+
+    Raises:
+        ConfigError: They don't.
+    """
+    marks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(marks, mark)
+    if others := [rank for rank, other in enumerate(marks) if other != marks[0]]:
+        raise ConfigError(
+            "the processes do not read the same run",
+            [
+                Problem(
+                    f"rank {rank}",
+                    "the data, base and settings of rank 0",
+                    "others",
+                    "Put run file, data and base on a file system that all machines share.",
+                )
+                for rank in others
+            ],
+        )
 
 
 def _prepare(output: Path, mark: dict[str, Any], base: Path) -> Selection | None:

@@ -75,3 +75,8 @@ def test_a_run_can_go_on_in_another_layout(folder: Path, before: str, after: str
 @pytest.mark.parametrize("rank", [0, 1])
 def test_every_rank_refuses_a_batch_that_the_processes_do_not_divide(folder: Path, rank: int) -> None:
     assert "train.global_batch_size: expected a multiple of" in (folder / f"refused-{rank}").read_text()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_rank_refuses_data_that_is_not_the_same_everywhere(folder: Path, rank: int) -> None:
+    assert "rank 1: expected the data" in (folder / f"disagreed-{rank}").read_text()

@@ -16,7 +16,7 @@ from mcore.backend.parallel import stop
 from mcore.errors import ConfigError
 from mcore.select import iteration_dir
 from mcore.train.run import train
-from tests.tiny_runs import tiny_run
+from tests.tiny_runs import tiny_run, write_rows
 
 TP2_SP = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
 PP2 = {"pipeline_model_parallel_size": 2}
@@ -52,6 +52,20 @@ def refuse_what_does_not_divide(folder: Path) -> None:
     assert not output.exists()
 
 
+def refuse_what_ranks_see_differently(folder: Path) -> None:
+    """As if each machine had its own copy of the data, and one of them an old one."""
+    rank = dist.get_rank()
+    mine = folder / f"machine-{rank}"
+    mine.mkdir()
+    write_rows(mine / "train.jsonl", 8, seed=rank, longest=16)
+    write_rows(mine / "validation.jsonl", 4, seed=0, longest=16)
+    try:
+        train(tiny_run(mine, nproc=2), folder / "llama", folder / "disagreeing")
+    except ConfigError as error:
+        (folder / f"disagreed-{rank}").write_text(str(error))
+    assert not (folder / "disagreeing").exists()
+
+
 def main(folder: Path) -> None:
     for case, options in CASES.items():
         for name in ("llama", "qwen3_tied"):
@@ -62,6 +76,7 @@ def main(folder: Path) -> None:
         back_to_first_checkpoint(folder / f"{before}-qwen3_tied", copy)
         train(tiny_run(folder, nproc=2, save_steps=SAVE_STEPS, **CASES[after]), folder / "qwen3_tied", copy)
     refuse_what_does_not_divide(folder)
+    refuse_what_ranks_see_differently(folder)
     stop()
 
 

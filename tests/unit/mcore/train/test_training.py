@@ -15,7 +15,7 @@ from configs.schema.data import DataConfig
 from mcore.backend.layout import Layout
 from mcore.backend.parallel import parallel_processes
 from mcore.data.dataset import build_datasets
-from mcore.errors import CheckpointError, ConfigError, TrainingError
+from mcore.errors import CheckpointError, ConfigError, SourceError, TrainingError
 from mcore.metrics import read_metrics
 from mcore.select import iterations_in
 from mcore.train.run import train
@@ -201,3 +201,9 @@ def test_a_base_of_another_shape_is_refused(folder: Path, base: Path, trained: T
     with pytest.raises(CheckpointError) as caught:
         trained("misfit", base=other)
     assert "decoder.layers.mlp.linear_fc1.weight" in str(caught.value)
+
+
+def test_a_base_that_is_not_there_is_wrong_input(folder: Path, trained: Train) -> None:
+    with pytest.raises(SourceError, match=r"config\.json"):
+        trained("baseless", base=folder / "nowhere")
+    assert not (folder / "baseless").exists()
