@@ -23,7 +23,8 @@ def train(job: Job, *, base: ArtifactRef, proof: ArtifactRef) -> None:
     progress = TrainingProgress(job)
     job.launch(
         [
-            job.interpreter, "-m", "torch.distributed.run", "--standalone",
+            # The address keeps torchrun from asking what the host is called, which not every host can answer.
+            job.interpreter, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
             "--nproc_per_node", str(num_ranks), "--log-dir", str(job.stage_dir / "torchrun"),
             "-m", "mcore.train", str(run_file), "--base", base.path, "--output", str(job.output),
         ],
