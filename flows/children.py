@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
 from mcore.child import QUIET_ENVIRONMENT
 from mcore.errors import ConfigError, Problem
+from mcore.supervise import PR_SET_PDEATHSIG
 
 # Dozens of warnings of libraries at every start, none of them about the work; PYTHONWARNINGS in the caller's own
 # environment brings them back.
@@ -73,6 +76,34 @@ def run_in_terminal(argv: Sequence[object], env: Mapping[str, str] | None = None
         for number, handler in before.items():
             signal.signal(number, handler)
     return status if status >= 0 else 128 - status
+
+
+def go_on_in_own_session() -> None:
+    """Return in a child process that has a session of its own; this process waits for its end and ends likewise.
+
+    Ctrl-C in a terminal reaches every process of a session's foreground group at once. Prefect's embedded server would
+    be among them, and a run that is being ended could tell nobody. So the signal comes here, and is handed to the run
+    alone, as a SIGTERM is. If this process is killed, the run gets a SIGTERM.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:  # it was killed before this could be asked for
+            os.kill(os.getpid(), signal.SIGTERM)
+        return
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, hand_on)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    raise SystemExit(status if status >= 0 else 128 - status)
 
 
 def _environment() -> dict[str, str]:

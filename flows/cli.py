@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from flows.children import go_on_in_own_session
 from flows.cli_artifacts import artifacts
 from flows.cli_stages import stages
 from flows.plan import decide
@@ -51,6 +52,7 @@ def run(run_file: RunFile, overrides: Overrides = None, store: StoreFolder = Non
     the run brings its own.
     """
     checked = check_run_file(run_file, _overrides(overrides, store))
+    go_on_in_own_session()
     from flows.console import run_in_console  # Prefect: more than a second that no other command need wait for
 
     run_in_console(checked.run)

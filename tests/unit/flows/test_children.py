@@ -84,3 +84,43 @@ def test_handlers_are_as_before_afterwards() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     run_in_terminal(python("pass"))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+RUN = """
+import signal, subprocess, sys, time
+from flows.children import go_on_in_own_session
+go_on_in_own_session()
+server = subprocess.Popen(["sleep", "30"])
+def stop(number, frame):
+    time.sleep(0.3)  # the server would be gone by now, if the signal had reached it
+    print(signal.Signals(number).name, "and the server", "lives" if server.poll() is None else "died", flush=True)
+    server.kill()
+    sys.exit(3)
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, stop)
+print("ready", flush=True)
+time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_run_and_not_its_server(number: signal.Signals) -> None:
+    process = subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, number)  # as a terminal does
+    output, _ = process.communicate(timeout=20)
+    assert output == f"{number.name} and the server lives\n" and process.returncode == 3
+
+
+def test_a_run_does_not_outlive_its_terminal() -> None:
+    process = subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    process.kill()
+    output, _ = process.communicate(timeout=20)
+    assert output == "SIGTERM and the server lives\n"
+
+
+@pytest.mark.parametrize(("ending", "status"), [("sys.exit(2)", 2), ("os.kill(os.getpid(), 9)", 137), ("pass", 0)])
+def test_the_status_of_the_run_is_the_commands(ending: str, status: int) -> None:
+    code = f"import os, sys\nfrom flows.children import go_on_in_own_session\ngo_on_in_own_session()\n{ending}"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == status
