@@ -6,6 +6,7 @@ saved and left because it was asked to. Prefect is imported by `run` alone, so t
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -98,7 +99,7 @@ app.add_typer(artifacts, name="artifacts", rich_help_panel=RUNS)
 
 
 def _overrides(given: list[str] | None, store: str | None) -> list[str]:
-    return [*(given or []), *([f'launch.store="{store}"'] if store is not None else [])]
+    return [*(given or []), *([f"launch.store={json.dumps(store)}"] if store is not None else [])]
 
 
 def main() -> None:

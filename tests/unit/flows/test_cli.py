@@ -149,6 +149,7 @@ def test_bad_options_are_refused(here: Path) -> None:
         (["evaluate", "--model", "model", "--suite", "suite.yaml", "--python", "no/python"], "no/python"),
         (["train", "run.yaml", "--set", "train.lr=0"], "train.lr: input should be greater than 0"),
         (["train", "run.yaml", "--set", "data.dataset=[none.jsonl]"], "none.jsonl: expected a jsonl file"),
+        (["plan", "run.yaml", "--store", "rows.jsonl"], "rows.jsonl: expected a folder, found a file"),
         (["report", "none"], "expected a run that was started, found no such file"),
         (["artifacts", "show", "train/123"], "train/123: expected one artifact"),
         (["artifacts", "verify", "train/123"], "train/123: expected one artifact"),
