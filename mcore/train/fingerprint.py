@@ -73,33 +73,49 @@ def checkpoint_digest(iteration_dir: Path) -> str:
 
 
 def claim(output: Path, mine: dict[str, Any]) -> None:
-    """Make `output` this run's folder, or check that it is.
+    """Make `output` this run's folder, or check that it is. Nothing is written into a folder that is not.
 
     Raises:
-        ConfigError: It holds checkpoints of a run with another fingerprint, or of nobody knows which.
+        ConfigError: It holds checkpoints of a run with another fingerprint, or something that is no run.
     """
     path = output / FILE_NAME
     try:
         found = json.loads(path.read_text())
     except FileNotFoundError:
+        if output.exists():
+            _refuse_foreign(output)
+        output.mkdir(parents=True, exist_ok=True)
         found = None
     except (OSError, ValueError) as exc:
         raise ConfigError("the output folder can't be resumed", [Problem(str(path), "a JSON file", str(exc))]) from exc
     if found == mine:
         return
-    if saved := iterations_in(output):
+    if iterations_in(output):
         raise ConfigError(
             "the output folder belongs to another run",
             _differences(found, mine)
             if isinstance(found, dict)
-            else [
-                Problem(
-                    str(output), f"{FILE_NAME} beside the checkpoints", f"{len(saved)} checkpoints and no such file"
-                )
-            ],
+            else [Problem(str(path), "a JSON object", type(found).__name__)],
         )
     # Without a checkpoint there is nothing to go on from, so nothing that could be mixed up.
     write_durably(path, json.dumps(mine, indent=2) + "\n")
+
+
+def _refuse_foreign(output: Path) -> None:
+    # What a process that died while it wrote the fingerprint left is ours.
+    there = [path.name for path in sorted(output.iterdir()) if not path.name.startswith(f".{FILE_NAME}.")]
+    if there:
+        raise ConfigError(
+            "the output folder is no run's",
+            [
+                Problem(
+                    str(output),
+                    f"an empty folder, or one with the {FILE_NAME} of a run",
+                    ", ".join(there[:3]) + (f" and {len(there) - 3} more" if len(there) > 3 else ""),
+                    "Name another --output.",
+                )
+            ],
+        )
 
 
 def _differences(found: dict[str, Any], mine: dict[str, Any]) -> list[Problem]:

@@ -161,7 +161,6 @@ def _agree(mark: dict[str, Any]) -> None:
 
 def _prepare(output: Path, mark: dict[str, Any], base: Path) -> Selection | None:
     """Make the output folder ready; the checkpoint to go on from, or None to start."""
-    output.mkdir(parents=True, exist_ok=True)
     claim(output, mark)
     for iteration in remove_unfinished(output):
         say(f"removed the half-written checkpoint of iteration {iteration}")

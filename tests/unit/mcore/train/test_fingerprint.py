@@ -71,6 +71,21 @@ def test_checkpoints_of_nobody_knows_which_run_are_refused(base: Path, tmp_path:
         claim(tmp_path, mark(base))
 
 
+def test_a_folder_that_is_no_run_is_refused_and_left_alone(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match=r"thesis\.tex"):
+        claim(tmp_path, mark(base))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(ConfigError):
+        claim(tmp_path / "thesis.tex", mark(base))
+    for name in ("empty", "killed"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "killed" / ".fingerprint.json.123").write_text("{")
+    for name in ("empty", "killed", "new/nested"):
+        claim(tmp_path / name, mark(base))
+        assert (tmp_path / name / "fingerprint.json").exists()
+
+
 def test_one_changed_weight_is_another_base(base: Path, tmp_path: Path) -> None:
     shutil.copytree(base / "release", tmp_path / "release")
     assert checkpoint_digest(tmp_path / "release") == checkpoint_digest(base / "release")
