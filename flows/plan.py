@@ -29,15 +29,20 @@ class Decision:
 def decide(checked: CheckedRun) -> list[Decision]:
     """What a run would do at each of its stages, in their order."""
     earlier = list(checked.store.manifests())
-    decisions = [_decide(stage, checked.store, earlier) for stage in checked.stages]
+    now = {f"{manifest.kind}/{manifest.key}": manifest.content for manifest in earlier}
+    decisions = [_decide(stage, checked.store, earlier, now) for stage in checked.stages]
     if checked.store.root.is_dir():  # a plan makes no store, but what it hashed need not be hashed again
         checked.store.digests.save()
     return decisions
 
 
-def _decide(stage: StagePlan, store: Store, earlier: list[Manifest]) -> Decision:
+def _decide(stage: StagePlan, store: Store, earlier: list[Manifest], now: Mapping[str, str]) -> Decision:
     status = store.status(stage.kind, stage.key)
     if status.manifest is not None:
+        inputs: Mapping[str, str] = stage.ingredients["inputs"]
+        content = {role: now[artifact] for role, artifact in inputs.items() if artifact in now}
+        if outdated := status.manifest.outdated_inputs(content):
+            return Decision(stage, "RUN", f"its input {', '.join(outdated)} was made again and is another now")
         return Decision(stage, "REUSE", f"made {status.manifest.created[:16].replace('T', ' ')} UTC")
     if status.state == "damaged":
         return Decision(stage, "RUN", f"damaged: {status.why}")

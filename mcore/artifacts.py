@@ -31,6 +31,9 @@ from mcore.folders import fsync_folder, fsync_path, remove, write_durably
 
 MANIFEST = "manifest.json"
 
+RECORDS = ("metrics.json", "metrics.jsonl", "tensorboard/")
+"""Files, and beginnings of their names, that tell how an artifact was made, not what it is: times are in them."""
+
 CLOCK_TICK_S = 0.02
 """Seconds within which two changes of a file may get the same time stamp (the kernel's tick, with a margin)."""
 
@@ -43,20 +46,22 @@ class ArtifactRef:
     key: str
     path: str
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    content: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """What an artifact is and where it came from.
 
-    `files` maps relative paths to `{"size": bytes, "sha256": hex}`; `inputs` maps input names to `kind/key`;
-    `ingredients` is all that went into the key.
+    `files` maps relative paths to `{"size": bytes, "sha256": hex}`; `inputs` maps input names to `kind/key`, and
+    `input_content` to the content that they had; `ingredients` is all that went into the key.
     """
 
     kind: str
     key: str
     files: Mapping[str, Mapping[str, Any]]
     inputs: Mapping[str, str]
+    input_content: Mapping[str, str]
     ingredients: Mapping[str, Any]
     metrics: Mapping[str, Any]
     versions: Mapping[str, str]
@@ -67,6 +72,21 @@ class Manifest:
         """The text of `manifest.json`, with a digest of itself."""
         content = json.loads(json.dumps(asdict(self)))
         return json.dumps({"sha256": _text_digest(content), **content}, indent=2)
+
+    @property
+    def content(self) -> str:
+        """Digest of what the artifact is. One that is made again to the bit keeps it, whatever its records say."""
+        return _text_digest(
+            {name: entry["sha256"] for name, entry in self.files.items() if not name.startswith(RECORDS)}
+        )
+
+    def outdated_inputs(self, content: Mapping[str, str]) -> list[str]:
+        """Inputs that were made again since, under the same key, and came out otherwise.
+
+        Args:
+            content: Content of the inputs as they are now, by name; others are not looked at.
+        """
+        return [name for name, now in content.items() if self.input_content.get(name, now) != now]
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -233,7 +253,8 @@ class Store:
 
     def ref(self, manifest: Manifest) -> ArtifactRef:
         """The small reference that tasks hand on."""
-        return ArtifactRef(manifest.kind, manifest.key, str(self.path(manifest.kind, manifest.key)), manifest.metrics)
+        path = str(self.path(manifest.kind, manifest.key))
+        return ArtifactRef(manifest.kind, manifest.key, path, manifest.metrics, manifest.content)
 
     def commit(
         self,
@@ -241,11 +262,11 @@ class Store:
         key: str,
         *,
         inputs: Mapping[str, str],
+        input_content: Mapping[str, str],
         ingredients: Mapping[str, Any],
         metrics: Mapping[str, Any],
         versions: Mapping[str, str],
         duration_s: float,
-        leave_out: tuple[str, ...] = (),
     ) -> ArtifactRef:
         """Turn the finished partial folder into the artifact: manifest last, then one rename.
 
@@ -253,18 +274,17 @@ class Store:
             kind: Kind of artifact.
             key: Its key.
             inputs: Artifacts it was made from, name to `kind/key`.
+            input_content: What these held, name to `ArtifactRef.content`.
             ingredients: All that went into the key.
             metrics: Figures worth showing.
             versions: Package versions and code commit.
             duration_s: Seconds it took.
-            leave_out: Top-level names that are dropped before the commit (working files of the stage).
 
         Raises:
             ArtifactError: There is nothing to commit, or there are symbolic links in it.
         """
         partial, folder = self.partial(kind, key), self.path(kind, key)
-        for name in (*leave_out, MANIFEST):
-            remove(partial / name)
+        remove(partial / MANIFEST)
         contents = sorted(partial.rglob("*")) if partial.is_dir() else []
         links = [Problem(str(path), "a file or a folder", "a symbolic link") for path in contents if path.is_symlink()]
         files = [path for path in contents if path.is_file()]
@@ -279,6 +299,7 @@ class Store:
             key=key,
             files=entries,
             inputs=dict(inputs),
+            input_content=dict(input_content),
             ingredients=dict(ingredients),
             metrics=dict(metrics),
             versions=dict(versions),
@@ -290,7 +311,7 @@ class Store:
         damaged = partial.with_name(f"{partial.name}.damaged")
         remove(damaged)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        if os.path.lexists(folder):  # damaged, or we would not be here
+        if os.path.lexists(folder):  # damaged or outdated, or we would not be here
             folder.rename(damaged)
         partial.rename(folder)
         for parent in (folder.parent, self.root):

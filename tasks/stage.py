@@ -84,6 +84,7 @@ class Job:
 
     Attributes:
         run: The run.
+        ingredients: What the artifact's key was made of.
         output: The folder to make. A stage that goes on from what an earlier attempt left finds that here.
         stage_dir: Where the log goes.
         lock: Held while any process of the stage lives.
@@ -92,6 +93,7 @@ class Job:
     """
 
     run: RunConfig
+    ingredients: Mapping[str, Any]
     output: Path
     stage_dir: Path
     lock: Path
@@ -172,7 +174,13 @@ def _reuse_or_make(
     attempt = current_task_run.run_count or 1
     with _locked(store, plan, logger.info):
         status = store.status(plan.kind, plan.key)
-        if status.manifest is not None:
+        # An input that was lost and made again may have come out otherwise: training on a GPU does. Proofs say nothing
+        # about content.
+        content = {role: ref.content for role, ref in inputs.items() if role in plan.ingredients["inputs"]}
+        outdated = status.manifest.outdated_inputs(content) if status.manifest else []
+        if outdated:
+            logger.warning("%s is made again: its input %s is another now", plan.artifact, ", ".join(outdated))
+        elif status.manifest is not None:
             if (stage_dir / ERROR).exists():
                 remove(stage_dir)  # a failure of this name with other settings says nothing about what is reused
             return Completed(name="Cached", message=f"{plan.artifact} is reused", data=store.ref(status.manifest))
@@ -184,6 +192,7 @@ def _reuse_or_make(
         stage_dir.mkdir(parents=True, exist_ok=True)
         job = Job(
             run=planned.run,
+            ingredients=plan.ingredients,
             output=store.partial(plan.kind, plan.key),
             stage_dir=stage_dir,
             lock=store.root / ".locks" / f"{plan.kind}-{plan.key}.processes",
@@ -201,6 +210,7 @@ def _reuse_or_make(
             plan.kind,
             plan.key,
             inputs=plan.inputs,
+            input_content=content,
             ingredients=plan.ingredients,
             metrics=_figures(job.output),
             versions=versions,

@@ -195,7 +195,9 @@ def put(store: Store, kind: str, key: str, **contents: str) -> None:
     folder.mkdir(parents=True)
     for name, text in contents.items():
         (folder / name).write_text(text)
-    store.commit(kind, key, inputs={}, ingredients={}, metrics={"loss": 1.5}, versions={}, duration_s=2.0)
+    store.commit(
+        kind, key, inputs={}, input_content={}, ingredients={}, metrics={"loss": 1.5}, versions={}, duration_s=2.0
+    )
 
 
 def test_artifacts_are_listed_shown_and_checked(here: Path) -> None:

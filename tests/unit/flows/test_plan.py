@@ -38,9 +38,11 @@ def make(raw: dict[str, Any], **changes: Any) -> dict[str, StagePlan]:
             folder = store.partial(plan.kind, plan.key)
             folder.mkdir(parents=True)
             (folder / "file").write_text(plan.name)
+            content = {f"{manifest.kind}/{manifest.key}": manifest.content for manifest in store.manifests()}
             store.commit(
-                plan.kind, plan.key, inputs=plan.inputs, ingredients=plan.ingredients, metrics={}, versions={},
-                duration_s=0,
+                plan.kind, plan.key, inputs=plan.inputs,
+                input_content={role: content.get(artifact, "") for role, artifact in plan.inputs.items()},
+                ingredients=plan.ingredients, metrics={}, versions={}, duration_s=0,
             )  # fmt: skip
     return plans
 
@@ -127,6 +129,20 @@ def test_damage_is_named_and_stays_where_it_is(raw: dict[str, Any]) -> None:
     assert decisions(raw)["train"].why == "damaged: file: file is missing"
 
 
+def test_what_stands_on_an_input_that_came_out_otherwise_is_made_again(raw: dict[str, Any]) -> None:
+    store, trained = Store("store"), make(raw)["train"]
+    folder = store.partial(trained.kind, trained.key)
+    folder.mkdir()
+    (folder / "file").write_text("trained on another machine")
+    store.commit(
+        trained.kind, trained.key, inputs=trained.inputs, input_content={}, ingredients=trained.ingredients, metrics={},
+        versions={}, duration_s=0,
+    )  # fmt: skip
+    found = decisions(raw)
+    assert running(found) == ["select", "export", "verify_export"]
+    assert found["export"].why == "its input trained was made again and is another now"
+
+
 def test_a_new_version_of_a_stage_is_named(raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     make(raw)
     for manifest in list(Store("store").manifests()):
@@ -156,5 +172,5 @@ def test_manifests_of_another_time_do_no_harm(raw: dict[str, Any]) -> None:
         folder = store.partial(kind, "odd")
         folder.mkdir(parents=True)
         (folder / "file").write_text("x")
-        store.commit(kind, "odd", inputs={}, ingredients={}, metrics={}, versions={}, duration_s=0)
+        store.commit(kind, "odd", inputs={}, input_content={}, ingredients={}, metrics={}, versions={}, duration_s=0)
     assert decisions(raw, train__lr=1.0)["train"].why == "train.lr: 1e-05 -> 1.0"

@@ -37,16 +37,16 @@ def write_partial(store: Store, files: dict[str, bytes] = FILES, key: str = KEY)
     return partial
 
 
-def commit(store: Store, key: str = KEY, leave_out: tuple[str, ...] = ()) -> ArtifactRef:
+def commit(store: Store, key: str = KEY) -> ArtifactRef:
     return store.commit(
         KIND,
         key,
         inputs={"hf": "fetch/abc"},
+        input_content={"hf": "one"},
         ingredients=INGREDIENTS,
         metrics={"num_tensors": 3, "loss": float("nan"), "per_layer": {10: 1.0, 9: 2.0}},
         versions={"torch": "2.13.0"},
         duration_s=1.23456,
-        leave_out=leave_out,
     )
 
 
@@ -94,12 +94,30 @@ def test_a_commit_makes_a_valid_artifact_and_leaves_no_partial(made: Store) -> N
     assert [manifest.key for manifest in made.manifests()] == [KEY]
 
 
-def test_working_files_are_left_out(store: Store) -> None:
-    partial = write_partial(store, FILES | {"work/log.txt": b"1", "lock": b""})
-    (partial / MANIFEST).write_text("stale")
-    commit(store, leave_out=("work", "lock", "not there"))
+def test_an_old_manifest_is_replaced(store: Store) -> None:
+    (write_partial(store) / MANIFEST).write_text("stale")
+    commit(store)
     assert set(contents(store.path(KIND, KEY))) == {*FILES, MANIFEST}
     assert store.status(KIND, KEY).state == "valid"
+
+
+def test_content_is_what_an_artifact_is_not_how_it_was_made(store: Store) -> None:
+    write_partial(store, FILES | {"metrics.json": b"1 s", "tensorboard/events": b"monday"})
+    first = commit(store)
+    write_partial(store, FILES | {"metrics.json": b"2 s", "tensorboard/events": b"friday"})
+    assert commit(store).content == first.content
+    name = sorted(FILES)[0]
+    write_partial(store, FILES | {name: FILES[name] + b"!"})
+    assert commit(store).content != first.content
+
+
+def test_an_input_that_came_out_otherwise_is_told(store: Store) -> None:
+    write_partial(store)
+    commit(store)
+    manifest = store.status(KIND, KEY).manifest
+    assert manifest is not None
+    assert manifest.outdated_inputs({"hf": "one"}) == []
+    assert manifest.outdated_inputs({"hf": "other", "proof": "any"}) == ["hf"]
 
 
 def test_nothing_and_links_cannot_be_committed(store: Store, tmp_path: Path) -> None:
@@ -285,7 +303,8 @@ with store.lock("train", "k"):
         folder.mkdir(parents=True)
         for name in "abc":
             (folder / name).write_text(str(os.getpid()))
-        store.commit("train", "k", inputs={{}}, ingredients={{}}, metrics={{}}, versions={{}}, duration_s=0)
+        nothing = dict.fromkeys(("inputs", "input_content", "ingredients", "metrics", "versions"), {{}})
+        store.commit("train", "k", **nothing, duration_s=0)
         print("made")
 """
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(6)]
@@ -300,7 +319,8 @@ def test_commits_of_different_keys_at_once_keep_all_digests(store: Store) -> Non
         "for number in range(5):\n"
         "    key = f'{sys.argv[1]}-{number}'\n    folder = store.partial('x', key)\n    folder.mkdir(parents=True)\n"
         "    (folder / 'file').write_text(key)\n"
-        "    store.commit('x', key, inputs={}, ingredients={}, metrics={}, versions={}, duration_s=0)\n"
+        "    nothing = dict.fromkeys(('inputs', 'input_content', 'ingredients', 'metrics', 'versions'), {})\n"
+        "    store.commit('x', key, **nothing, duration_s=0)\n"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code, str(number)]) for number in range(4)]
     assert [process.wait() for process in processes] == [0] * 4

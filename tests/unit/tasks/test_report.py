@@ -49,6 +49,7 @@ def make(planned: PlannedRun, *names: str, cached: bool = False) -> None:
             plan.kind,
             plan.key,
             inputs=plan.inputs,
+            input_content={},
             ingredients=plan.ingredients,
             metrics=METRICS.get(name, {}),
             versions={"torch": "2.13.0", "code": "0123456789abcdef", "python": "3.11.7"},

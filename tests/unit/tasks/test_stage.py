@@ -68,6 +68,13 @@ def test_a_damaged_artifact_is_made_again(store):
     assert run_toy(store, "make()").cached
 
 
+def test_behind_an_input_that_came_out_otherwise_it_is_made_again(store):
+    run_toy(store, "make()")
+    assert not run_toy(store, "make()", content="other").cached
+    assert executions(store) == 2
+    assert run_toy(store, "make()", content="other").cached
+
+
 def test_a_lost_process_is_started_again_and_its_log_kept(store):
     code = "print('attempt')\nif count < 3: os.kill(os.getpid(), 9)\nmake()"
     assert not run_toy(store, code).cached

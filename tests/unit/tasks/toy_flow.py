@@ -5,7 +5,7 @@ import sys
 from prefect import flow
 
 from configs.schema.run import RunConfig
-from mcore.artifacts import Store
+from mcore.artifacts import ArtifactRef, Store
 from tasks.graph import StagePlan
 from tasks.stage import Job, Outcome, PlannedRun, stage
 
@@ -28,17 +28,19 @@ def make():
 
 
 @stage("toy")
-def toy(job: Job) -> None:
+def toy(job: Job, *, given: ArtifactRef) -> None:
     """Makes the output folder by the code that the run's model source holds."""
     job.launch([sys.executable, "-S", "-c", PRELUDE + job.run.model.source, str(job.output)])
 
 
 @flow(name="toy")
-def toy_flow(planned: PlannedRun) -> None:
-    toy(planned)
+def toy_flow(planned: PlannedRun, given: ArtifactRef) -> None:
+    toy(planned, given=given)
 
 
-def run_toy(store: str, code: str, *, key: str = "0123456789abcdef0123", retries: int = 2) -> Outcome:
+def run_toy(
+    store: str, code: str, *, key: str = "0123456789abcdef0123", retries: int = 2, content: str = "one"
+) -> Outcome:
     run = RunConfig.model_validate(
         {
             "name": "toys",
@@ -48,8 +50,9 @@ def run_toy(store: str, code: str, *, key: str = "0123456789abcdef0123", retries
             "launch": {"retries": retries, "retry_delay_s": 0.1},
         }
     )
-    planned = PlannedRun(run, Store(store), {"toy": StagePlan("toy", "toy", key, {"code": "toy"}, {})})
-    toy_flow(planned)
+    inputs = {"given": "local/k"}
+    planned = PlannedRun(run, Store(store), {"toy": StagePlan("toy", "toy", key, {"inputs": inputs}, inputs)})
+    toy_flow(planned, ArtifactRef("local", "k", "nowhere", content=content))
     (outcome,) = planned.outcomes
     return outcome
 
