@@ -58,10 +58,16 @@ def layout_problems(train: TrainConfig, launch: LaunchConfig) -> list[str]:
     """What is wrong between the number of processes, the layout and the batch sizes."""
     world_size, model_parallel_size = launch.nproc_per_node, train.model_parallel_size
     if world_size % model_parallel_size:
-        return [
+        problems = [
             f"launch.nproc_per_node ({world_size}) must be a multiple of tensor_model_parallel_size x "
             f"pipeline_model_parallel_size ({model_parallel_size})"
         ]
+        if train.global_batch_size % train.micro_batch_size:  # wrong with any number of processes
+            problems.append(
+                f"train.global_batch_size ({train.global_batch_size}) must be a multiple of micro_batch_size "
+                f"({train.micro_batch_size})"
+            )
+        return problems
     data_parallel_size = world_size // model_parallel_size
     samples = train.micro_batch_size * data_parallel_size
     if train.global_batch_size % samples:

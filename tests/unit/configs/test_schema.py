@@ -108,6 +108,14 @@ def test_all_problems_of_a_group_come_together() -> None:
     assert all(part in message for part in ("exactly one of", "must not exceed", "sequence_parallel needs"))
 
 
+def test_a_layout_that_does_not_fit_hides_no_batch_that_never_fits() -> None:
+    train = {"tensor_model_parallel_size": 2, "global_batch_size": 7, "micro_batch_size": 2}
+    message = problems(launch={"nproc_per_node": 3}, train=train)
+    assert "launch.nproc_per_node (3) must be a multiple" in message
+    assert "train.global_batch_size (7) must be a multiple of micro_batch_size (2)" in message
+    assert "global_batch_size" not in problems(launch={"nproc_per_node": 3}, train=train | {"micro_batch_size": 7})
+
+
 def test_data_parallel_size() -> None:
     raw = RUN | {
         "launch": {"nproc_per_node": 8},
