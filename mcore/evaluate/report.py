@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 
 from rich import box
@@ -133,17 +134,23 @@ def _cases_of(comparison: Comparison, group: GroupComparison) -> list[CaseCompar
 def _group_row(group: GroupComparison) -> str:
     return (
         f"| {group.group} | {group.num_cases} | {_share(group.base_passed, group.num_cases)} "
-        f"| {_share(group.tuned_passed, group.num_cases)} | {-100 * float(group.regression):+.1f} points |"
+        f"| {_share(group.tuned_passed, group.num_cases)} | {_points(-group.regression)} |"
     )
 
 
 def _total_row(comparison: Comparison) -> str:
     base, tuned = comparison.base, comparison.tuned
-    change = 100 * (tuned.pass_rate - base.pass_rate)
+    change = Fraction(tuned.num_passed, tuned.num_cases) - Fraction(base.num_passed, base.num_cases)
     return (
         f"| **all** | **{tuned.num_cases}** | **{_share(base.num_passed, base.num_cases)}** "
-        f"| **{_share(tuned.num_passed, tuned.num_cases)}** | **{change:+.1f} points** |"
+        f"| **{_share(tuned.num_passed, tuned.num_cases)}** | **{_points(change)}** |"
     )
+
+
+def _points(change: Fraction) -> str:
+    """A change of a pass rate in percentage points; without a sign where it rounds to none."""
+    points = round(float(100 * change), 1)
+    return f"{points:+.1f} points" if points else "0.0 points"
 
 
 def _share(num_passed: int, num_cases: int) -> str:

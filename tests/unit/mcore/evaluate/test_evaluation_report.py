@@ -37,6 +37,11 @@ def test_page_without_gates_and_regressions_has_no_such_headings(tmp_path):
     assert "## Regressions" not in page
 
 
+def test_no_change_has_no_sign(tmp_path):
+    page = markdown(comparison_of(tmp_path, {"identity": [False, False], "general": [True, True, True]}))
+    assert page.count("| 0.0 points |") == 2 and "| **0.0 points** |" in page
+
+
 def test_answers_cannot_break_the_page(tmp_path):
     comparison = comparison_of(tmp_path, {"identity": [True, True], "general": [True, True, True]})
     nasty = comparison.cases[0].model_copy(update={"tuned_answer": "a | b\n| c | <b>`x`</b> \\| " + "long " * 99})
