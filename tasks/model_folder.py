@@ -12,7 +12,7 @@ from mcore.backend.layout import Layout
 from mcore.backend.rope_scaling import rope_parameters
 from mcore.bridge.dims import ModelDims
 from mcore.bridge.families import family_of_config
-from mcore.bridge.hf_config import read_hf_config
+from mcore.bridge.hf_config import max_served_tokens, read_hf_config
 from mcore.bridge.hf_headers import read_headers
 from mcore.bridge.plan import global_shape, plan_convert
 from mcore.errors import InputError, Problem
@@ -85,9 +85,9 @@ def model_config_problems(
 def served_problems(config: Mapping[str, Any], evaluate: EvaluateConfig) -> list[Problem]:
     """What keeps vLLM from serving a model, by its `config.json`, as the evaluation asks."""
     problems = []
-    longest, heads = config.get("max_position_embeddings"), config.get("num_attention_heads")
-    if isinstance(longest, int) and evaluate.max_model_len > longest:
-        expected = f"at most the model's max_position_embeddings ({longest})"
+    longest, heads = max_served_tokens(config), config.get("num_attention_heads")
+    if longest is not None and evaluate.max_model_len > longest:
+        expected = f"at most {longest} (max_position_embeddings of the model, and its rope factor)"
         problems.append(Problem("evaluate.max_model_len", expected, str(evaluate.max_model_len)))
     if isinstance(heads, int) and heads % evaluate.tensor_parallel_size:
         expected = f"a divisor of the model's num_attention_heads ({heads})"

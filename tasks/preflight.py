@@ -315,13 +315,15 @@ def _train_problems(train: TrainConfig) -> list[Problem]:
 def _select_problems(select: SelectConfig, groups: _Groups) -> list[Problem]:
     """A choice that no checkpoint will fit, which would show only when training is over."""
     data, train = groups.data, groups.train
-    if select.strategy == "best" and data is not None and not data.val_dataset and not data.split_dataset_ratio:
+    has_validation = data is None or bool(data.val_dataset or data.split_dataset_ratio)
+    if select.strategy == "best" and not has_validation:
         fix = "Give data.val_dataset or data.split_dataset_ratio, or select by latest."
         return [Problem("select.strategy: best", "validation rows", "none", fix)]
     if select.iteration is None or train is None or train.train_iters is None:
         return []
     saved = [*range(train.save_steps, train.train_iters, train.save_steps), train.train_iters]
-    kept = saved if train.save_total_limit is None else saved[-(train.save_total_limit - 1) :]  # and the best one
+    # Of those that are kept, one is the best, if there is a best one; which it will be is not known yet.
+    kept = saved if train.save_total_limit is None else saved[has_validation - train.save_total_limit :]
     if select.iteration in kept:
         return []
     listed = ", ".join(map(str, kept if len(kept) < 8 else [*kept[:6], "…", kept[-1]]))

@@ -15,6 +15,8 @@ TRAVEL_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 """Files that make a folder of weights a usable model: config, generation config, tokenizer, chat template. No code."""
 TRAVEL_NAMES = ("LICENSE", "NOTICE", "USE_POLICY")
 """Beginnings of further files' names: the terms that a derived model is under."""
+LENGTH_AFTER_SCALING = ("llama3", "yarn", "longrope", "su")
+"""Rope types whose `max_position_embeddings` has the factor in it already."""
 STAY_BEHIND = ("metrics.json", "manifest.json", "report.json")
 """What our own stages write beside a model."""
 
@@ -37,6 +39,24 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
     except ValueError as exc:  # JSON and UTF-8 errors are ValueErrors
         raise SourceError("the model's config can't be read", [Problem(str(path), "JSON", str(exc))]) from exc
     return config
+
+
+def max_served_tokens(config: Mapping[str, Any]) -> int | None:
+    """Longest prompt and answer together that vLLM takes from a model by its config; None if the config has no limit.
+
+    A factor in the rope settings lengthens it, but for the rope types whose configs name the length after scaling.
+
+    Source: vLLM 0.32, `vllm/config/model.py`, `_get_and_verify_max_len`.
+    """
+    limit = config.get("max_position_embeddings")
+    if not isinstance(limit, int) or limit < 1:
+        return None  # whether the field may be missing or zero is for the family to say
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    rope = rope if isinstance(rope, Mapping) else {}
+    factor = rope.get("factor")
+    if (rope.get("rope_type") or rope.get("type")) in LENGTH_AFTER_SCALING or not isinstance(factor, int | float):
+        return limit
+    return int(limit * factor)
 
 
 def exported_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:

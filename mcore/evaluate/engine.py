@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mcore.bridge.hf_config import max_served_tokens
 from mcore.data.template import RENDER_DATE
 from mcore.errors import EvaluationError, Problem
 from mcore.progress import progress, say
@@ -63,8 +64,7 @@ class EngineSettings:
         path = self.model / "config.json"
         try:
             config = json.loads(path.read_text())
-            limit = config.get("max_position_embeddings")
-            scaled = (config.get("rope_parameters") or config.get("rope_scaling") or {}).get("factor")
+            limit = max_served_tokens(config)
         except (OSError, ValueError, AttributeError) as exc:
             return [Problem(str(path), "the configuration of a Hugging Face model", str(exc))]
         found = []
@@ -76,12 +76,9 @@ class EngineSettings:
                     f"{path}: dtype", "float32, bfloat16 or float16", repr(_dtype_of(config)), "Pass --torch-dtype."
                 )
             )
-        if limit and not scaled and self.max_model_len > limit:
-            found.append(
-                Problem(
-                    f"--max-model-len {self.max_model_len}", f"at most {limit} (max_position_embeddings of the model)"
-                )
-            )
+        if limit is not None and self.max_model_len > limit:
+            expected = f"at most {limit} (max_position_embeddings of the model, and its rope factor)"
+            found.append(Problem(f"--max-model-len {self.max_model_len}", expected))
         return found
 
     @property

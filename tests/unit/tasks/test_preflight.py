@@ -92,6 +92,10 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"train.tensor_model_parallel_size": 2, "launch.nproc_per_node": 3},
         ["launch.nproc_per_node (3) must be a multiple"],
     ),
+    "processes, layout and batch sizes": (
+        {"train.tensor_model_parallel_size": 2, "launch.nproc_per_node": 3, "train.micro_batch_size": 3},
+        ["launch.nproc_per_node (3) must be", "train.global_batch_size (4) must be a multiple of micro_batch_size (3)"],
+    ),
     "batch sizes": ({"train.micro_batch_size": 3}, ["train.global_batch_size (4) must be a multiple of"]),
     "fewer rows than a batch": (
         {"train.global_batch_size": 32},
@@ -106,7 +110,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "an interpreter without vLLM": ({"evaluate.python": "python3"}, ["python3: expected vLLM in its environment"]),
     "a context that is too long": (
         {"evaluate.max_model_len": 128},
-        ["evaluate.max_model_len: expected at most the model's max_position_embeddings (64), found 128"],
+        ["evaluate.max_model_len: expected at most 64 (max_position_embeddings of the model, and its rope factor)"],
     ),
     "GPUs that do not divide the heads": (
         {"evaluate.tensor_parallel_size": 3},
@@ -303,6 +307,21 @@ def test_a_set_aside_part_does_not_count_for_a_batch(raw: dict[str, Any]) -> Non
 def test_a_run_without_evaluation_needs_no_vllm(raw: dict[str, Any]) -> None:
     del raw["evaluate"]
     assert [stage.name for stage in check_run(raw).stages][-1] == "verify_export"
+
+
+def test_without_validation_rows_no_place_is_kept_for_the_best(raw: dict[str, Any]) -> None:
+    kept = {"select.strategy": "iteration", "select.iteration": 5, "train.save_total_limit": 2}
+    check_run(changed(raw, kept | {"data.val_dataset": []}))
+    split = {"data.val_dataset": [], "data.split_dataset_ratio": 0.2}
+    (problem,) = problems_of(raw, **kept, **split)
+    assert "saved and kept (10), found 5" in problem
+
+
+def test_a_rope_factor_lengthens_what_may_be_served(raw: dict[str, Any]) -> None:
+    config_of(rope_scaling={"rope_type": "linear", "factor": 2.0})(Path("model"))
+    check_run(changed(raw, {"evaluate.max_model_len": 128}))
+    (problem,) = problems_of(raw, evaluate__max_model_len=129)
+    assert "evaluate.max_model_len: expected at most 128" in problem
 
 
 def test_a_model_of_the_catalogue_is_checked_before_it_is_there(raw: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mcore.bridge.hf_config import copy_small_files, exported_config, read_hf_config
+from mcore.bridge.hf_config import copy_small_files, exported_config, max_served_tokens, read_hf_config
 from mcore.errors import SourceError
 
 
@@ -60,3 +60,22 @@ def test_a_config_that_is_no_json_object(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(SourceError, match=r"config\.json: expected JSON"):
         read_hf_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        ({}, 64),
+        ({"max_position_embeddings": None}, None),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, 256),
+        ({"rope_scaling": {"type": "linear", "factor": 1.5}}, 96),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2}}, 128),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, 64),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 64),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 8.0}}, 64),
+        ({"rope_scaling": {"rope_type": "linear", "factor": None}}, 64),
+        ({"rope_scaling": "linear"}, 64),
+    ],
+)
+def test_a_context_is_lengthened_as_vllm_does(config, longest):
+    assert max_served_tokens({"max_position_embeddings": 64} | config) == longest

@@ -125,6 +125,16 @@ def test_older_spelling_of_dtype_and_a_dtype_that_is_asked_for(model):
     assert EngineSettings(model).resolved_dtype == "float32"
 
 
+def test_a_rope_factor_lengthens_the_context(model):
+    write_config(model, rope_scaling={"rope_type": "linear", "factor": 2.0})
+    try:
+        assert EngineSettings(model, max_model_len=256).problems() == []
+        (problem,) = EngineSettings(model, max_model_len=257).problems()
+    finally:
+        write_config(model)
+    assert "--max-model-len 257: expected at most 256" in str(problem)
+
+
 def test_a_folder_without_model(files):
     found = problems_of(settings_for(files / "nothing", files), files / "out")
     assert any("config.json" in problem for problem in found)
