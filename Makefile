@@ -17,12 +17,13 @@ setup: .venv/.ready .venv-vllm/.ready  ## make both environments (Python 3.11; q
 setup-gpu:  ## the same for a CUDA machine: make setup-gpu PYTHON=python3.12
 	$(call require_python,3.11 or 3.12,(3\.11|3\.12))
 	$(PYTHON) -m venv .venv
-	.venv/bin/python $(PIP_INSTALL) -r requirements/gpu.txt
+	.venv/bin/python $(PIP_INSTALL) -r requirements/gpu.txt -r requirements/dev.txt
 	.venv/bin/python $(PIP_INSTALL) --no-build-isolation -r requirements/gpu-build.txt
 	.venv/bin/python $(PIP_INSTALL) --no-deps --editable .
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python $(PIP_INSTALL) -r requirements/gpu-vllm.txt
 	.venv-vllm/bin/python $(PIP_INSTALL) --no-deps --editable .
+	touch .venv/.ready .venv-vllm/.ready
 
 define require_python
 	@version=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || version="none"; \
