@@ -8,4 +8,7 @@ from tasks.stage import Job, stage
 @stage("fetch")
 def fetch(job: Job) -> None:
     """Base model from its source, as a Hugging Face folder."""
-    job.python("mcore.sources", "fetch", job.run.model.source, "--output", job.output, "--overwrite")
+    planned = job.ingredients["source"]
+    job.python(
+        "mcore.sources", "fetch", job.run.model.source, "--expect", planned, "--output", job.output, "--overwrite"
+    )

@@ -24,9 +24,8 @@ def plan(run: RunConfig) -> PlannedRun:
     end_server_with_this_process()
     checked = check_run(run)
     source, store = checked.source, checked.store
-    if source.kind in {"hf", "ms"}:
-        # A branch may move until fetch comes to it; the key was made for this commit.
-        run = run.model_copy(update={"model": ModelConfig(source=source.identity)})
+    # A branch may move until fetch comes to it; the key was made for this commit.
+    run = run.model_copy(update={"model": ModelConfig(source=source.pinned)})
     store.digests.save()
     plans = {stage.name: stage for stage in checked.stages}
     kind, _, key = plans["convert"].inputs["hf"].partition("/")

@@ -21,12 +21,15 @@ Source = Annotated[
 def fetch(
     source: Source,
     output: Annotated[Path, typer.Option(help="Folder to make; it appears whole or not at all.")],
+    expect: Annotated[
+        str | None, typer.Option(metavar="IDENTITY", help="Refuse a source that is no longer this content.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")] = False,
 ) -> None:
     """Download a model and write it as a Hugging Face folder."""
     from mcore.sources.fetch import fetch as run
 
-    typer.echo(json.dumps(run(source, output, overwrite=overwrite)))
+    typer.echo(json.dumps(run(source, output, expect=expect, overwrite=overwrite)))
 
 
 @app.command()

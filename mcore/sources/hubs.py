@@ -53,11 +53,16 @@ def locate(source: str) -> dict[str, Any]:
     return {"commit": commit, "config": config}
 
 
-def download(source: str, folder: Path) -> None:
+def download(source: str, commit: str, folder: Path) -> None:
     """Put the model's files into a folder.
 
+    Args:
+        source: A hub source.
+        commit: What `locate` said of it.
+        folder: Where the files go.
+
     Raises:
-        SourceError: As `locate`.
+        SourceError: As `locate`; or ModelScope's files changed meanwhile.
     """
     hub, repo, revision = _parts(source)
     filters: dict[str, Any] = {"allow_patterns": list(PATTERNS), "ignore_patterns": list(IGNORED)}
@@ -65,10 +70,10 @@ def download(source: str, folder: Path) -> None:
         if hub == "hf":
             from huggingface_hub import HfApi, snapshot_download
 
-            info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+            info = HfApi().model_info(repo, revision=commit, files_metadata=True)
             sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
             with _progress(folder, sizes):
-                snapshot_download(repo, revision=info.sha, local_dir=folder, **filters)
+                snapshot_download(repo, revision=commit, local_dir=folder, **filters)
         else:
             from modelscope import snapshot_download as ms_snapshot_download
             from modelscope_hub import HubApi
@@ -76,6 +81,8 @@ def download(source: str, folder: Path) -> None:
             sizes = {file.path: file.size for file in HubApi().list_repo_files(repo, "model", revision=revision)}
             with _progress(folder, sizes):
                 ms_snapshot_download(repo, revision=revision, local_dir=str(folder), **filters)
+            if (now := _ms_commit(repo, revision)) != commit:
+                raise changed(source, commit, now)
     # Notes of the clients about what they downloaded.
     for notes in (folder / ".cache", folder / "._____temp", folder / ".msc", folder / ".mv"):
         if notes.is_dir():
@@ -136,6 +143,13 @@ def _hf_commit(repo: str, revision: str) -> str:
     commit = HfApi().model_info(repo, revision=revision).sha
     assert commit
     return commit
+
+
+def changed(source: str, expected: str, found: str) -> SourceError:
+    """A source is no longer what it was when it was asked about."""
+    return SourceError(
+        "the model has changed at its source", [Problem(source, expected, found, "Start again with the new one.")]
+    )
 
 
 def _ms_commit(repo: str, revision: str) -> str:

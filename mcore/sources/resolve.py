@@ -36,13 +36,19 @@ class ResolvedSource:
     """A source that is understood.
 
     `identity` names the exact content for artifact keys: a local folder's path (its files are hashed apart), a wheel's
-    name, version and digest, or a hub's repository at a commit. `path` is set for a local folder, which needs no fetch.
+    name, version and digest, or a hub's repository at a commit. Of ModelScope, which tells no commits, it is a digest
+    of the files in a commit's place, and no source. `path` is set for a local folder, which needs no fetch.
     """
 
     source: str
     kind: Kind
     identity: str
     path: Path | None = None
+
+    @property
+    def pinned(self) -> str:
+        """The source that stays this content while a branch moves on, where there is one."""
+        return self.identity if self.kind == "hf" else self.source
 
     def hf_config(self) -> dict[str, Any]:
         """The model's `config.json`, before the model is downloaded.
@@ -72,7 +78,7 @@ class ResolvedSource:
 def resolve(source: str) -> ResolvedSource:
     """What a source is.
 
-    Only a hub's branch or tag needs the network, to be told as a commit; a commit stands for itself.
+    Only a hub's revision needs the network; a commit of the Hugging Face hub stands for itself.
 
     Raises:
         SourceError: It is no source, a folder that is missing or no Hugging Face model, or a hub can't be reached.
@@ -83,7 +89,7 @@ def resolve(source: str) -> ResolvedSource:
     if hub := HUB_SOURCE.fullmatch(source):
         kind: Kind = "hf" if hub["hub"] == "hf" else "ms"
         revision = hub["revision"] or ""
-        commit = revision if COMMIT.fullmatch(revision) else locate(source)["commit"]
+        commit = revision if kind == "hf" and COMMIT.fullmatch(revision) else locate(source)["commit"]
         return ResolvedSource(source, kind, f"{kind}:{hub['repo']}@{commit}")
     path = Path(source).expanduser()
     if not path.is_dir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,9 +49,9 @@ def environment(served, tmp_path, monkeypatch):
     resolve.__globals__["locate"].cache_clear()
 
 
-def fetch(source: str, output: Path, error_file: Path) -> subprocess.CompletedProcess[str]:
+def fetch(source: str, output: Path, error_file: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "mcore.sources", "fetch", source, "--output", str(output)],
+        [sys.executable, "-m", "mcore.sources", "fetch", source, "--output", str(output), *options],
         capture_output=True,
         text=True,
         env=os.environ | {ERROR_FILE_VARIABLE: str(error_file)},
@@ -78,6 +79,41 @@ def test_a_branch_becomes_a_commit_and_the_config_is_known_beforehand(served, en
     commit = resolved.identity.removeprefix(f"{source[:2]}:org/tiny@")
     assert commit == COMMIT if source.startswith("hf") else len(commit) == 40
     assert resolved.hf_config() == json.loads((served[0] / "config.json").read_text())
+
+
+@pytest.mark.parametrize("hub_name", ["hf", "ms"])
+def test_a_planned_model_is_fetched_as_planned_or_not_at_all(served, environment, tmp_path, hub_name):
+    """With the arguments that the flow's stage hands on; the branch moves between plan and fetch."""
+    folder = served[0]
+    later = folder.with_name("f" * 40)
+    branch = folder.with_name(f"{hub_name}-moving.branch")
+    branch.write_text(COMMIT)
+    shutil.copytree(folder, later)
+    (later / "config.json").write_text((later / "config.json").read_text() + "\n")
+    try:
+        planned = resolve(f"{hub_name}:org/tiny@{branch.stem}")
+        expect = ("--expect", planned.identity)
+        done = fetch(planned.pinned, tmp_path / "out", tmp_path / "error.json", *expect)
+        assert done.returncode == 0, done.stderr
+        assert json.loads((tmp_path / "out" / "metrics.json").read_text())["source"] == planned.identity
+        branch.write_text(later.name)
+        done = fetch(planned.pinned, tmp_path / "late", tmp_path / "error.json", *expect)
+    finally:
+        shutil.rmtree(later)
+        branch.unlink()
+    if hub_name == "hf":
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "late" / "config.json").read_text() == (folder / "config.json").read_text()
+    else:
+        error = error_from_json((tmp_path / "error.json").read_text())
+        assert done.returncode == 2 and isinstance(error, SourceError) and planned.identity in str(error)
+        assert not (tmp_path / "late").exists()
+
+
+def test_a_modelscope_revision_that_looks_like_a_commit_is_asked_about(environment):
+    assert resolve(f"ms:org/tiny@{COMMIT}").identity == resolve("ms:org/tiny").identity
+    with pytest.raises(SourceError, match="spelling"):
+        resolve(f"ms:org/tiny@{'0' * 40}")
 
 
 @pytest.mark.parametrize("source", ["hf:org/nothing", "ms:org/nothing"])

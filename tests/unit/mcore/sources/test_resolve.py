@@ -39,12 +39,10 @@ def test_a_folder_that_is_no_model(tmp_path):
         resolve(str(tmp_path))
 
 
-@pytest.mark.parametrize("hub", ["hf", "ms"])
-def test_a_commit_stands_for_itself_without_network(monkeypatch, hub):
+def test_a_commit_stands_for_itself_without_network(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setenv("MODELSCOPE_DOMAIN", "http://127.0.0.1:9")
-    resolved = resolve(f"{hub}:org/name@{COMMIT}")
-    assert (resolved.kind, resolved.identity) == (hub, f"{hub}:org/name@{COMMIT}")
+    resolved = resolve(f"hf:org/name@{COMMIT}")
+    assert (resolved.kind, resolved.identity) == ("hf", f"hf:org/name@{COMMIT}")
 
 
 def test_the_catalogue_is_known_without_network(monkeypatch):
