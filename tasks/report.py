@@ -35,12 +35,28 @@ def reported(planned: PlannedRun) -> Iterator[None]:
     try:
         yield
     except BaseException as exc:
-        write_report(planned, exc)
-        if isinstance(exc, Exception):  # a run that is being cancelled has no time for the server
-            _show(planned, exc)
+        _tell(planned, exc)
         raise
-    write_report(planned)
-    _show(planned)
+    _tell(planned)
+
+
+def _tell(planned: PlannedRun, error: BaseException | None = None) -> None:
+    """Write the page and show it. What goes wrong with that neither fails a run nor hides what failed it."""
+    try:
+        write_report(planned, error)
+    except Exception as exc:
+        _warn("the report can't be written", exc)
+    if error is None or isinstance(error, Exception):  # a run that is being cancelled has no time for the server
+        try:
+            _show(planned, error)
+        except Exception as exc:
+            _warn("the report can't be shown in Prefect", exc)
+
+
+def _warn(what: str, exc: Exception) -> None:
+    from prefect import get_run_logger
+
+    get_run_logger().warning("%s: %s", what, f"{type(exc).__name__}: {exc}")
 
 
 def write_report(planned: PlannedRun, error: BaseException | None = None) -> Path:
@@ -64,16 +80,12 @@ def write_report(planned: PlannedRun, error: BaseException | None = None) -> Pat
 
 
 def _show(planned: PlannedRun, error: BaseException | None = None) -> None:
-    """Make the page a Prefect artifact. A server that is away does not undo a run."""
-    from prefect import get_run_logger
+    """Make the page a Prefect artifact."""
     from prefect.artifacts import create_markdown_artifact
 
     curve = _curve(planned)
     page = report_page(planned, data_uri(curve) if curve else None, error)
-    try:
-        create_markdown_artifact(page, key=artifact_key(planned.run.name), description=f"Run {planned.run.name}")
-    except Exception as exc:
-        get_run_logger().warning("the report can't be shown in Prefect: %s", exc)
+    create_markdown_artifact(page, key=artifact_key(planned.run.name), description=f"Run {planned.run.name}")
 
 
 def artifact_key(run_name: str) -> str:
