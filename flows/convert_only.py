@@ -9,6 +9,7 @@ from tasks.convert import convert
 from tasks.fetch import fetch
 from tasks.plan import plan
 from tasks.stage import Outcome
+from tasks.turn import alone
 from tasks.verify import verify_convert
 
 
@@ -20,7 +21,8 @@ def convert_only(run: RunConfig) -> tuple[Outcome, ...]:
         run: The run, as in `configs/runs/*.yaml`.
     """
     planned = plan(run)
-    hf = planned.local_model or fetch(planned)
-    base = convert(planned, hf=hf)
-    verify_convert(planned, hf=hf, mcore=base)
+    with alone(planned):
+        hf = planned.local_model or fetch(planned)
+        base = convert(planned, hf=hf)
+        verify_convert(planned, hf=hf, mcore=base)
     return tuple(planned.outcomes)

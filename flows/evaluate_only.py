@@ -10,6 +10,7 @@ from tasks.evaluate import evaluate_base
 from tasks.fetch import fetch
 from tasks.plan import plan
 from tasks.stage import Outcome
+from tasks.turn import alone
 
 
 @flow(name="evaluate-only", flow_run_name="{run.name}")
@@ -25,5 +26,6 @@ def evaluate_only(run: RunConfig) -> tuple[Outcome, ...]:
     if run.evaluate is None:
         raise ConfigError("nothing to evaluate", ["the run has no group 'evaluate'"])
     planned = plan(run)
-    evaluate_base(planned, model=planned.local_model or fetch(planned))
+    with alone(planned):
+        evaluate_base(planned, model=planned.local_model or fetch(planned))
     return tuple(planned.outcomes)

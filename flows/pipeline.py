@@ -18,6 +18,7 @@ from tasks.report import reported
 from tasks.select import select
 from tasks.stage import Outcome
 from tasks.train import train
+from tasks.turn import alone
 from tasks.verify import verify_convert, verify_export
 
 
@@ -51,7 +52,7 @@ def pipeline(run: RunConfig) -> RunResult:
         PipelineError: A stage failed.
     """
     planned = plan(run)
-    with reported(planned):
+    with alone(planned), reported(planned):
         # The base model as Hugging Face folder and as megatron-core checkpoint, and the proof that both are the same.
         hf = planned.local_model or fetch(planned)
         base = convert(planned, hf=hf)
