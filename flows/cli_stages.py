@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 import yaml
@@ -18,17 +18,21 @@ from rich.text import Text
 
 from configs.schema.evaluate import EvaluateConfig
 from flows.children import become, run_in_terminal
+from mcore.artifacts import digest_of, file_digest
 from mcore.child import ERROR_FILE_VARIABLE
-from mcore.errors import EXIT_OK
-from mcore.folders import refuse_existing
+from mcore.errors import EXIT_OK, ConfigError, Problem, SourceError
+from mcore.folders import missing, refuse_existing
 from mcore.progress import say
-from mcore.sources.resolve import HUB_SOURCE, resolve
+from mcore.sources.resolve import HUB_SOURCE, ResolvedSource, resolve
+from tasks.graph import MODEL_FILES
+from tasks.model_folder import collected
 from tasks.preflight import check_training_file
 
 stages = typer.Typer()
 PANEL = "Single stages by hand"
 MODELS = Path("models")
 """Where fetched models go if nothing else is said."""
+METRICS = "metrics.json"
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Model = Annotated[
@@ -136,16 +140,13 @@ def train(
 ) -> None:
     """Train on megatron-core with as many processes as launch.nproc_per_node says; the same command goes on again.
 
-    Without --base the run's model is converted to OUTPUT-base first.
+    Without --base the run's model is converted to OUTPUT-base first, unless it was before.
     """
     run = check_training_file(run_file, overrides or [], needs_model=base is None)
     output = output or Path("output") / run.name
     if base is None:
         base = output.with_name(f"{output.name}-base")
-        if not base.exists():
-            model = _local_model(run.model.source)
-            divisor = run.convert.make_vocab_size_divisible_by
-            _must_succeed(_convert_command(model, base, "--make-vocab-size-divisible-by", divisor))
+        _make_base(base, run.model.source, run.convert.make_vocab_size_divisible_by)
     with tempfile.TemporaryDirectory(prefix="mcore-flows-") as folder:
         written, error_file = Path(folder) / "run.yaml", Path(folder) / "error.json"
         written.write_text(yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False))
@@ -177,6 +178,7 @@ def evaluate(
     overwrite: Overwrite = False,
 ) -> None:
     """Ask a model the questions of a suite in vLLM, greedily, and show its answers."""
+    _check_model_and_suite(model, suite)
     with _kept_or_temporary(output, overwrite=overwrite) as folder:
         asked = [word for file in perplexity or [] for word in ("--perplexity", file)]
         status = run_in_terminal(
@@ -240,18 +242,91 @@ def _local_model(source: str) -> Path:
     """The folder of a model, fetched to `models/` if it is no folder and was not fetched before.
 
     Raises:
-        SourceError: There is no such model.
+        SourceError: There is no such model, or another one has its place in `models/`.
     """
     resolved = resolve(source)
     if resolved.path is not None:
         return resolved.path
     folder = MODELS / _model_name(source)
     if folder.exists():
+        _check_fetched(folder, resolved)
         say(f"{source}: using {folder}")
     else:
         say(f"{source}: fetching to {folder}")
         _must_succeed(_fetch_command(source, folder))
     return folder
+
+
+def _check_model_and_suite(source: str, suite: Path) -> None:
+    """Both are looked for before the model is fetched; the stage itself sees the suite only then.
+
+    Raises:
+        ConfigError: At least one of them is not there.
+    """
+    problems = missing(suite=suite)
+    collected(problems, lambda: resolve(source))
+    if problems:
+        raise ConfigError("what the command works on is not there", problems)
+
+
+def _check_fetched(folder: Path, resolved: ResolvedSource) -> None:
+    # Models of one name by several organisations, and all revisions of one model, share a folder.
+    found = _metrics_of(folder).get("source")
+    if found != resolved.identity:
+        raise SourceError(
+            f"{folder} holds another model",
+            [
+                Problem(
+                    resolved.source,
+                    resolved.identity,
+                    str(found) if found else f"no source in {folder / METRICS}",
+                    f"To use what is there, give the folder as the model (./{folder}); to replace it, "
+                    f"mcore-flows fetch {resolved.source} --overwrite; to have both, fetch to another --output.",
+                )
+            ],
+        )
+
+
+def _make_base(base: Path, source: str, divisor: int) -> None:
+    """Convert a run's model, or check that this is what was converted before.
+
+    Raises:
+        ConfigError: The folder is there and was made of something else.
+    """
+    made_of = {"source": _content_of(source), "make_vocab_size_divisible_by": divisor}
+    if not base.exists():
+        say(f"{source}: converting to {base}")
+        options = ["--make-vocab-size-divisible-by", divisor, "--source", made_of["source"]]
+        _must_succeed(_convert_command(_local_model(source), base, *options))
+        return
+    found = _metrics_of(base)
+    fix = f"Remove {base} to have it made again, name another --output, or pass --base {base} to train on it as it is."
+    problems = [
+        Problem(f"{base}: {name}", str(value), str(found.get(name, "nothing that says so")), fix)
+        for name, value in made_of.items()
+        if found.get(name) != value
+    ]
+    if problems:
+        raise ConfigError("the base that is there was not made of this run's model", problems)
+    say(f"{source}: using {base}")
+
+
+def _content_of(source: str) -> str:
+    """The identity of a source; of a local folder, whose files may change, a digest of these."""
+    resolved = resolve(source)
+    if resolved.path is None:
+        return resolved.identity
+    files = {path.name: file_digest(path) for pattern in MODEL_FILES for path in resolved.path.glob(pattern)}
+    return f"files {digest_of(files)}"
+
+
+def _metrics_of(folder: Path) -> dict[str, Any]:
+    """What the stage that made a folder wrote of it; nothing if the folder is none of ours."""
+    try:
+        found = json.loads((folder / METRICS).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 @contextmanager

@@ -74,6 +74,25 @@ def refuse_existing(output: Path, *, overwrite: bool) -> None:
         )
 
 
+def missing(**paths: Path) -> list[Problem]:
+    """A problem for each path, given by its option's name, that is not there."""
+    return [
+        Problem(f"--{name}", "what is to be worked on", f"nothing at {path}")
+        for name, path in paths.items()
+        if not path.exists()
+    ]
+
+
+def refuse_missing(**paths: Path) -> None:
+    """Check what a command works on before anything is started, `missing` as an error.
+
+    Raises:
+        ConfigError: Names all that is not there.
+    """
+    if problems := missing(**paths):
+        raise ConfigError("what the command works on is not there", problems)
+
+
 @contextmanager
 def whole_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a folder to write into; it becomes `output` in one rename when the block ends well.

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from mcore.child import run_as_child
+from mcore.folders import refuse_missing
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -23,12 +24,17 @@ def convert(
     make_vocab_size_divisible_by: Annotated[
         int, typer.Option(min=1, help="Pad the vocabulary with zero rows to a multiple of this.")
     ] = 128,
+    source: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What HF is, for the metrics of the checkpoint.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Hugging Face folder to megatron-core checkpoint (torch_dist)."""
     from mcore.bridge.convert import convert as run  # torch and megatron: seconds that --help need not wait for
 
-    metrics = run(hf, output, make_vocab_size_divisible_by=make_vocab_size_divisible_by, overwrite=overwrite)
+    metrics = run(
+        hf, output, make_vocab_size_divisible_by=make_vocab_size_divisible_by, source=source, overwrite=overwrite
+    )
     typer.echo(json.dumps(metrics))
 
 
@@ -44,6 +50,7 @@ def export(
     overwrite: Overwrite = False,
 ) -> None:
     """megatron-core checkpoint (torch_dist) to Hugging Face folder."""
+    refuse_missing(checkpoint=checkpoint)
     from mcore.bridge.export import export as run
 
     metrics = run(

@@ -50,6 +50,7 @@ def convert(
     *,
     make_vocab_size_divisible_by: int = 128,
     family: Family | None = None,
+    source: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write `output/release/`, the tracker, and `output/hf/` with the model's small files.
@@ -61,6 +62,7 @@ def convert(
         output: The checkpoint folder to make.
         make_vocab_size_divisible_by: Rows: the vocabulary is padded with zero rows to a multiple of this.
         family: The weight table to convert by; that of the config's architecture if None.
+        source: What `hf` is: kept in `metrics.json`, so that it can be told later what the checkpoint was made of.
         overwrite: Whether an existing `output` is replaced.
 
     Returns:
@@ -80,6 +82,8 @@ def convert(
             "num_tensors": len(checked.hf),
             "num_parameters": sum(parameters(checked)),
             "padded_vocab_size": checked.plan.dims.padded_vocab,
+            "make_vocab_size_divisible_by": make_vocab_size_divisible_by,
+            **({} if source is None else {"source": source}),
             "bytes": num_bytes,
             "seconds": round(time.monotonic() - start, 3),
         }

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mcore.child import run_as_child
+from mcore.folders import refuse_missing
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -26,6 +27,7 @@ def verify(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")] = False,
 ) -> None:
     """Compare bits on disk, then logits. Exit status 3 if they differ; the report is written all the same."""
+    refuse_missing(hf=hf, mcore=mcore)
     from mcore.verify.report import REPORT_MD  # torch and megatron: seconds that --help need not wait for
     from mcore.verify.verify import verify as run
 

@@ -12,6 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from flows.cli import app
+from flows.cli_stages import _make_base
 from mcore.artifacts import Store
 from tests.unit.flows.command_line import mcore_flows
 from tests.unit.tasks.model_folders import listing, write_workspace
@@ -158,6 +159,54 @@ def test_bad_options_are_refused(here: Path) -> None:
 )
 def test_other_commands_refuse_too(here: Path, arguments: list[str], expected: str) -> None:
     assert expected in refused(here, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["export", "--checkpoint", "nope", "--output", "out"], ["--checkpoint", "nope"]),
+        (["verify", "--hf", "nope", "--mcore", "never"], ["at nope", "at never"]),
+        (["evaluate", "--model", "./nope", "--suite", "never"], ["./nope: expected a folder", "at never"]),
+        (["evaluate", "--model", "model", "--suite", "never"], ["at never"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_all_that_is_missing_is_named_at_once(here: Path, arguments: list[str], expected: list[str]) -> None:
+    message = refused(here, *arguments)
+    assert all(part in message for part in expected), message
+
+
+@pytest.mark.parametrize("recorded", ["hf:other/name@" + "1" * 40, None])
+def test_a_fetched_folder_is_used_for_no_other_model_of_its_name(here: Path, recorded: str | None) -> None:
+    folder = here / "models" / "name"
+    (here / "models").mkdir()
+    (here / "model").rename(folder)
+    if recorded:
+        (folder / "metrics.json").write_text(json.dumps({"source": recorded}))
+    source = "hf:org/name@" + "0" * 40
+    message = refused(here, "convert", "--model", source, "--output", "out")
+    assert source in message and (recorded or "no source in models/name/metrics.json") in message
+    (folder / "metrics.json").write_text(json.dumps({"source": source}))
+    done = mcore_flows("evaluate", "--model", source, "--suite", "suite.yaml", "--python", "no/python", cwd=here)
+    assert done.returncode == 2 and "using models/name" in done.stderr and "no/python" in done.stderr
+
+
+def test_a_base_is_used_only_if_it_was_made_of_the_runs_model(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["train", "run.yaml", "--output", "out"]
+    (here / "out-base").mkdir()
+    assert "out-base: source: expected files " in refused(here, *arguments)
+    (here / "out-base").rmdir()
+    monkeypatch.chdir(here)
+    _make_base(Path("out-base"), "model", 128)
+    before = listing(here / "out-base")
+    assert before
+    _make_base(Path("out-base"), "./model", 128)
+    assert listing(here / "out-base") == before
+    message = refused(here, *arguments, "--set", "convert.make_vocab_size_divisible_by=64")
+    assert "make_vocab_size_divisible_by: expected 64, found 128" in message and "source" not in message
+    change_model(here, rms_norm_eps=1e-6)
+    message = refused(here, *arguments)
+    assert "out-base: source: expected files " in message and "--base out-base" in message
 
 
 def test_a_name_of_the_catalogue_needs_no_run(here: Path) -> None:
