@@ -63,7 +63,8 @@ fmt: setup  ## format and fix what can be fixed
 	.venv/bin/ruff check --fix .
 
 test: setup  ## every test that fits in 15 minutes on 2 cores, no GPU needed
-	.venv/bin/pytest -m "not faults"
+	OMP_NUM_THREADS=1 .venv/bin/pytest -m "not faults" --numprocesses 2 --dist loadfile tests/unit
+	.venv/bin/pytest -m "not faults" --ignore tests/unit
 
 test-faults: setup  ## kill -9 and damage, at every stage
 	.venv/bin/pytest -m faults
