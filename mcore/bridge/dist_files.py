@@ -185,14 +185,12 @@ class DistTensor:
             overlap = _overlap(chunk, offsets, sizes)
             if overlap is None:
                 continue
-            part = _load(self, chunk)[
-                tuple(slice(a - o, b - o) for (a, b), o in zip(overlap, chunk.offsets, strict=True))
-            ]
+            part = _load(self, chunk)[_slices(overlap, chunk.offsets)]
             if list(part.shape) == sizes:
                 out = part  # one chunk holds all of it: no copy
             else:
                 out = torch.empty(sizes, dtype=part.dtype) if out is None else out
-                out[tuple(slice(a - o, b - o) for (a, b), o in zip(overlap, offsets, strict=True))] = part
+                out[_slices(overlap, offsets)] = part
             filled += part.numel()
         if out is None or filled != math.prod(sizes):
             raise CheckpointError(
