@@ -10,11 +10,10 @@ from typing import Any, TypeVar
 from configs.schema.evaluate import EvaluateConfig
 from mcore.backend.layout import Layout
 from mcore.backend.rope_scaling import rope_parameters
-from mcore.bridge.dims import ModelDims
-from mcore.bridge.families import family_of_config
+from mcore.bridge.families import dims_of, family_of_config
 from mcore.bridge.hf_config import max_served_tokens, read_hf_config
 from mcore.bridge.hf_headers import read_headers
-from mcore.bridge.plan import global_shape, plan_convert
+from mcore.bridge.plan import mcore_shapes_of, plan_convert
 from mcore.errors import InputError, Problem
 
 T = TypeVar("T")
@@ -48,9 +47,9 @@ def model_folder_problems(
     problems += model_config_problems(config, make_vocab_size_divisible_by=make_vocab_size_divisible_by, layout=layout)
     said: list[Problem] = []
     family = collected(said, lambda: family_of_config(config))
-    dims = collected(said, lambda: ModelDims.from_hf_config(config))
+    dims = collected(said, lambda: dims_of(config))
     if family is not None and dims is not None and tensors is not None:
-        shapes = {rule.mcore_key: global_shape(rule, dims) for rule in family.rules_for(dims)}
+        shapes = mcore_shapes_of(family, dims)
         collected(problems, lambda: plan_convert(family, dims, hf=tensors, mcore_shapes=shapes))
     return problems
 
@@ -71,7 +70,7 @@ def model_config_problems(
         return problems  # what the sizes of an unknown architecture are called is not known either
     dims = collected(
         problems,
-        lambda: ModelDims.from_hf_config(config, make_vocab_size_divisible_by=make_vocab_size_divisible_by),
+        lambda: dims_of(config, make_vocab_size_divisible_by=make_vocab_size_divisible_by),
     )
     if dims is None:
         return problems

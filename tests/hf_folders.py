@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mcore.bridge.dims import ModelDims
-from mcore.bridge.families import family_of_config
+from mcore.bridge.families import dims_of, family_of_config
 from mcore.bridge.plan import steps_of
 from tests.tiny_models import tiny_hf_model
 
@@ -51,7 +50,7 @@ def write_zero_model(folder: Path, config: Mapping[str, Any]) -> int:
     """A float32 model of zeros whose file is a hole: large, yet it takes no time to make. Gives its bytes."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(dict(config)))
-    dims = ModelDims.from_hf_config(config)
+    dims = dims_of(config)
     header: dict[str, Any] = {}
     end = 0
     for step in steps_of(family_of_config(config), dims):

@@ -21,9 +21,11 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.core_model_loading import revert_weight_conversion
 
-from mcore.bridge.dims import ModelDims
-from mcore.bridge.families import family_of_config
+from mcore.bridge.families import dims_of, family_of_config
+from mcore.bridge.hf_tensors import part_name
+from mcore.bridge.plan import global_shape, steps_of
 
 SIZES = {
     "vocab_size": 250,
@@ -86,15 +88,21 @@ def tiny_hf_model(
 
 def mcore_tensors(model: PreTrainedModel, hf_config: Mapping[str, Any], *, padded_vocab_size: int) -> dict[str, Tensor]:
     """The model's weights as a megatron checkpoint names and stacks them, made by the bridge's rules."""
-    dims = ModelDims.from_hf_config(hf_config, make_vocab_size_divisible_by=padded_vocab_size)
-    state = model.state_dict()
-    tensors = {}
-    for rule in family_of_config(hf_config).rules:
-        if rule.applies(dims):
-            layers = range(dims.num_layers) if rule.per_layer else (0,)
-            parts = [rule.to_mcore([state[name] for name in rule.hf_names(layer)], dims) for layer in layers]
-            tensors[rule.mcore_key] = torch.stack(parts) if rule.per_layer else parts[0]
+    dims = dims_of(hf_config, make_vocab_size_divisible_by=padded_vocab_size)
+    state = revert_weight_conversion(model, model.state_dict())  # as `save_pretrained` writes them
+    tensors: dict[str, Tensor] = {}
+    for step in steps_of(family_of_config(hf_config), dims):
+        parts = [_part(state, name) for name in step.hf_names]
+        if step.mcore_key not in tensors:
+            tensors[step.mcore_key] = parts[0].new_zeros(global_shape(step, dims))
+        tensors[step.mcore_key][step.index] = step.rule.to_mcore(parts, dims)
     return tensors
+
+
+def _part(state: Mapping[str, Tensor], name: str) -> Tensor:
+    part = part_name(name)
+    tensor = state[part.tensor] if part.index is None else state[part.tensor][part.index]
+    return tensor.T if part.transposed else tensor
 
 
 @torch.no_grad()

@@ -20,8 +20,7 @@ from torch import Tensor
 from mcore.backend.layout import Layout
 from mcore.backend.rope import inverse_frequencies
 from mcore.backend.specs import Backend, layer_spec
-from mcore.bridge.dims import ModelDims
-from mcore.bridge.families import family_of_config
+from mcore.bridge.families import dims_of, family_of_config
 from mcore.errors import ConfigError
 
 ACTIVATIONS = {"silu": torch.nn.functional.silu}
@@ -68,7 +67,7 @@ def build_model(
         recompute_num_layers=recompute_num_layers,
     )
     frequencies = inverse_frequencies(hf_config)
-    dims = ModelDims.from_hf_config(hf_config)
+    dims = dims_of(hf_config)
     model = GPTModel(
         config,
         layer_spec(config, backend),

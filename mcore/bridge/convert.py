@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,10 @@ from typing import Any
 import torch
 
 from mcore.backend.meta import CheckpointContent, sharded_shapes
-from mcore.bridge.dims import ModelDims
 from mcore.bridge.dist_files import DistWriter
-from mcore.bridge.families import family_of_config
+from mcore.bridge.families import dims_of, family_of_config
 from mcore.bridge.hf_config import copy_small_files, read_hf_config
-from mcore.bridge.hf_files import StoredRows
+from mcore.bridge.hf_files import StoredRows, open_tensor
 from mcore.bridge.hf_headers import StoredTensor, read_headers
 from mcore.bridge.plan import Plan, Step, global_shape, plan_convert
 from mcore.bridge.rules import Family
@@ -40,7 +39,7 @@ class Conversion:
     """A conversion that was checked and can begin."""
 
     plan: Plan
-    hf: Mapping[str, StoredTensor]
+    num_stored: int
     content: CheckpointContent
 
 
@@ -79,7 +78,7 @@ def convert(
         (folder / TRACKER).write_text(RELEASE)
         copy_small_files(hf, folder / HF_FOLDER)
         metrics = {
-            "num_tensors": len(checked.hf),
+            "num_tensors": checked.num_stored,
             "num_parameters": sum(parameters(checked)),
             "padded_vocab_size": checked.plan.dims.padded_vocab,
             "make_vocab_size_divisible_by": make_vocab_size_divisible_by,
@@ -103,7 +102,7 @@ def check(hf: Path, *, make_vocab_size_divisible_by: int = 128, family: Family |
     with _all_problems() as collect:
         with collect():
             family = family or family_of_config(config)
-            dims = ModelDims.from_hf_config(config, make_vocab_size_divisible_by=make_vocab_size_divisible_by)
+            dims = dims_of(config, make_vocab_size_divisible_by=make_vocab_size_divisible_by)
             content = sharded_shapes(config, padded_vocab_size=dims.padded_vocab, params_dtype=torch.bfloat16)
         with collect():
             stored = read_headers(hf)
@@ -126,7 +125,7 @@ def check(hf: Path, *, make_vocab_size_divisible_by: int = 128, family: Family |
         say(f"convert: {copy} equals {original} bit for bit and is left out, as the embeddings are tied")
     for name in plan.ignored_hf:
         say(f"convert: {name} is left out, as the {family.name} table says")
-    return Conversion(plan, stored, content)
+    return Conversion(plan, len(stored), content)
 
 
 def parameters(checked: Conversion) -> Iterator[int]:
@@ -152,17 +151,16 @@ def _write_release(checked: Conversion, folder: Path) -> int:
 
 def _write_step(writer: DistWriter, step: Step, checked: Conversion, buffer: bytearray) -> None:
     dims = checked.plan.dims
-    parts = [StoredRows(checked.hf[name]) for name in step.hf_names]
+    parts = [open_tensor(checked.plan.hf[name]) for name in step.hf_names]
     num_rows, *rest = step.rule.mcore_shape(dims)
     rows_of_chunk, _ = _chunk_size(step, checked)
-    layer = () if step.layer is None else (step.layer,)
     for first_row in range(0, num_rows, rows_of_chunk):
         shape = (min(rows_of_chunk, num_rows - first_row), *rest)
         chunk = torch.frombuffer(buffer, dtype=_dtype(step, checked), count=math.prod(shape)).view(shape).zero_()
         step.rule.fill_mcore(chunk, parts, dims, first_row)
-        offsets = (*layer, first_row, *(0 for _ in rest))
-        chunk = chunk.view(*(1 for _ in layer), *shape)
-        writer.write_chunk(step.mcore_key, global_shape(step.rule, dims), offsets, chunk)
+        offsets = (*step.index, first_row, *(0 for _ in rest))
+        chunk = chunk.view(*(1 for _ in step.index), *shape)
+        writer.write_chunk(step.mcore_key, global_shape(step, dims), offsets, chunk)
 
 
 def _chunk_size(step: Step, checked: Conversion) -> tuple[int, int]:
@@ -174,7 +172,7 @@ def _chunk_size(step: Step, checked: Conversion) -> tuple[int, int]:
 
 
 def _dtype(step: Step, checked: Conversion) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, checked.hf[step.hf_names[0]].dtype)
+    dtype: torch.dtype = getattr(torch, checked.plan.hf[step.hf_names[0]].dtype)
     return dtype
 
 

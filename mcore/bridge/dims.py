@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Self
 
 from mcore.errors import ConfigError, Problem
@@ -17,7 +18,7 @@ REQUIRED = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidd
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDims:
-    """Sizes of one decoder. Every size that a table may name is a field or a property here."""
+    """Sizes of one decoder. Every size that a table may name is a field, a property, or an entry of `more`."""
 
     num_layers: int
     hidden: int
@@ -30,6 +31,12 @@ class ModelDims:
     tied: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
+    moe_layers: tuple[bool, ...] = ()
+    """Whether each layer's MLP is a mixture of experts; empty if none is."""
+    num_mtp_layers: int = 0
+    """Layers that predict further tokens. They follow the decoder's, and look like its last one."""
+    more: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    """Sizes and switches (0 or 1) that only some families have, by the names that their tables use."""
 
     @classmethod
     def from_hf_config(cls, config: Mapping[str, Any], *, make_vocab_size_divisible_by: int = 1) -> Self:
@@ -118,9 +125,29 @@ class ModelDims:
         """Rows of megatron's joint gate and up projection."""
         return 2 * self.ffn
 
-    def shape(self, names: str) -> Shape:
-        """Sizes of a shape column such as `qkv_rows hidden`."""
-        return tuple(getattr(self, name) for name in names.split())
+    @property
+    def has_stacked_layers(self) -> bool:
+        """Whether a checkpoint holds all layers of a parameter as one tensor: megatron's way if all are alike."""
+        return len(set(self.moe_layers)) <= 1
+
+    def is_moe(self, layer: int) -> bool:
+        """Whether a layer's MLP is a mixture of experts. Layers for further tokens are like the decoder's last one."""
+        return bool(self.moe_layers) and self.moe_layers[min(layer, self.num_layers - 1)]
+
+    def size(self, name: str) -> int:
+        """One size or switch by its name in a table.
+
+        Raises:
+            AttributeError: There is no such size.
+        """
+        return self.more[name] if name in self.more else getattr(self, name)
+
+    def shape(self, column: str) -> Shape:
+        """Sizes of a table's shape column: names or products, as in `qkv_rows hidden` or `2*moe_ffn hidden`."""
+        return tuple(math.prod(self._factor(factor) for factor in axis.split("*")) for axis in column.split())
+
+    def _factor(self, text: str) -> int:
+        return int(text) if text.isdecimal() else self.size(text)
 
 
 def _is_count(value: Any) -> bool:

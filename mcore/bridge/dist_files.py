@@ -18,7 +18,7 @@ import math
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -149,18 +149,42 @@ class DistTensor:
     shape: Shape
     dtype: str
     chunks: tuple[Chunk, ...]
+    _depth: int = field(init=False, default=0)
+    """Leading axes on which every chunk has a single place: those that layers and experts are stacked on."""
+    _by_index: Mapping[tuple[int, ...], Sequence[Chunk]] = field(init=False, default_factory=dict)
 
-    def _of_layer(self, layer: int | None) -> tuple[Shape, Shape]:
-        """Offsets and sizes of one layer, or of all of a tensor that has no layers."""
-        if layer is None:
-            return (0,) * len(self.shape), self.shape
-        return (layer, *(0,) * (len(self.shape) - 1)), (1, *self.shape[1:])
+    def __post_init__(self) -> None:
+        depth = 0
+        while depth < len(self.shape) - 1 and all(chunk.sizes[depth] == 1 for chunk in self.chunks):
+            depth += 1
+        by_index: dict[tuple[int, ...], list[Chunk]] = {}
+        for chunk in self.chunks:
+            by_index.setdefault(chunk.offsets[:depth], []).append(chunk)
+        object.__setattr__(self, "_depth", depth)
+        object.__setattr__(self, "_by_index", by_index)
 
-    def row_windows(self, layer: int | None) -> list[slice]:
-        """Rows that can be read without reading a chunk twice, in order; all of them together are all rows."""
-        axis = 0 if layer is None else 1
-        offsets, sizes = self._of_layer(layer)
-        chunks = [chunk for chunk in self.chunks if _overlap(chunk, offsets, sizes)]
+    def _box(self, index: Sequence[int], rows: slice | None = None) -> tuple[list[int], list[int]]:
+        """Offsets and sizes of what is at `index` of the leading axes: all rows of it, or some."""
+        depth = len(index)
+        offsets = [*index, *(0,) * (len(self.shape) - depth)]
+        sizes = [*(1,) * depth, *self.shape[depth:]]
+        if rows is not None:
+            offsets[depth], sizes[depth] = rows.start, rows.stop - rows.start
+        return offsets, sizes
+
+    def _near(self, index: Sequence[int]) -> Sequence[Chunk]:
+        """Chunks that may hold something at `index`."""
+        return self._by_index.get(tuple(index), ()) if self._by_index and len(index) == self._depth else self.chunks
+
+    def row_windows(self, index: Sequence[int] = ()) -> list[slice]:
+        """Rows that can be read without reading a chunk twice, in order; all of them together are all rows.
+
+        Args:
+            index: Place on the leading axes, on which megatron stacks layers and experts.
+        """
+        axis = len(index)
+        offsets, sizes = self._box(index)
+        chunks = [chunk for chunk in self._near(index) if _overlap(chunk, offsets, sizes)]
         # Rows between two edges belong together unless no chunk reaches over an edge.
         starts = sorted({chunk.offsets[axis] for chunk in chunks})
         edges = [
@@ -170,18 +194,16 @@ class DistTensor:
         ]
         return [slice(start, end) for start, end in zip(edges, [*edges[1:], self.shape[axis]], strict=True)]
 
-    def read_rows(self, layer: int | None, rows: slice) -> Tensor:
-        """Rows of one layer's tensor, `[rows, …]` without the layer axis, put together from whatever chunks hold them.
+    def read_rows(self, index: Sequence[int], rows: slice) -> Tensor:
+        """Rows at one place of the leading axes, `[rows, …]`, put together from whatever chunks hold them.
 
         Raises:
             CheckpointError: A chunk can't be read, is not what the metadata says, or rows are missing.
         """
-        axis = 0 if layer is None else 1
-        offsets, sizes = (list(numbers) for numbers in self._of_layer(layer))
-        offsets[axis], sizes[axis] = rows.start, rows.stop - rows.start
+        offsets, sizes = self._box(index, rows)
         out: Tensor | None = None
         filled = 0
-        for chunk in self.chunks:
+        for chunk in self._near(index):
             overlap = _overlap(chunk, offsets, sizes)
             if overlap is None:
                 continue
@@ -197,7 +219,7 @@ class DistTensor:
                 "a tensor of the checkpoint is not whole",
                 [Problem(self.key, f"{math.prod(sizes)} numbers at {offsets}", f"{filled} in its chunks")],
             )
-        return out if layer is None else out[0]
+        return out.reshape(sizes[len(index) :])
 
 
 def read_dist_tensors(folder: Path) -> dict[str, DistTensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +15,11 @@ import torch
 from mcore.bridge.convert import HF_FOLDER
 from mcore.bridge.dims import ModelDims
 from mcore.bridge.dist_files import DistTensor, read_dist_tensors
-from mcore.bridge.families import family_of_config
+from mcore.bridge.families import dims_of, family_of_config
 from mcore.bridge.hf_config import CONFIG_FILE, copy_small_files, exported_config, read_hf_config
 from mcore.bridge.hf_files import SafetensorsWriter, TensorSpec, divide_into_shards
-from mcore.bridge.plan import Plan, plan_export
+from mcore.bridge.hf_tensors import PartName, part_name
+from mcore.bridge.plan import Plan, Step, plan_export
 from mcore.bridge.rules import Family
 from mcore.folders import refuse_existing, whole_folder
 from mcore.progress import progress, say
@@ -83,19 +84,22 @@ def export(
 
 def _dims(config: Mapping[str, Any], family: Family, tensors: Mapping[str, DistTensor]) -> ModelDims:
     """Sizes by the config, but the padded vocabulary as the checkpoint has it."""
-    dims = ModelDims.from_hf_config(config)
     embedding = next(rule for rule in family.rules if rule.shape.startswith("padded_vocab"))
-    found = tensors.get(embedding.mcore_key)
+    found = tensors.get(embedding.mcore)
+    dims = dims_of(config)
     return replace(dims, padded_vocab=found.shape[0]) if found else dims
 
 
 def _specs(plan: Plan, tensors: Mapping[str, DistTensor], torch_dtype: TorchDtype) -> dict[str, TensorSpec]:
-    """Every tensor to be written, by name."""
-    specs = {}
+    """Every tensor to be written, by name. Parts of a stacked one make one tensor."""
+    specs: dict[str, TensorSpec] = {}
     for step in plan.steps:
         dtype = tensors[step.mcore_key].dtype if torch_dtype == "auto" else torch_dtype
         for name, shape in zip(step.hf_names, step.rule.hf_shapes(plan.dims), strict=True):
-            specs[name] = TensorSpec(name, dtype, shape)
+            part = part_name(name)
+            if part.index is not None:
+                shape = (plan.dims.size("experts"), *(reversed(shape) if part.transposed else shape))
+            specs[part.tensor] = TensorSpec(part.tensor, dtype, shape)
     return specs
 
 
@@ -112,10 +116,33 @@ def _write(
 ) -> None:
     with progress("export", len(plan.steps), "tensors") as advance:
         for step in plan.steps:
+            parts = [part_name(name) for name in step.hf_names]
+            dtype = getattr(torch, specs[parts[0].tensor].dtype)
             stored = tensors[step.mcore_key]
-            dtype = getattr(torch, specs[step.hf_names[0]].dtype)
-            for window in stored.row_windows(step.layer):
-                rows = stored.read_rows(step.layer, window).to(dtype)
-                for part, first_row, piece in step.rule.hf_pieces(rows, plan.dims, window.start):
-                    writer.write_rows(step.hf_names[part], first_row, piece)
+            if all(run.hf_step == 1 for run in step.rule.runs(plan.dims)) and not any(p.transposed for p in parts):
+                _write_by_rows(writer, step, parts, stored, plan, dtype)
+            else:
+                _write_whole(writer, step, parts, stored, plan, dtype)
             advance(1)
+
+
+def _write_by_rows(
+    writer: SafetensorsWriter, step: Step, parts: Sequence[PartName], stored: DistTensor, plan: Plan, dtype: torch.dtype
+) -> None:
+    shapes = step.rule.hf_shapes(plan.dims)
+    for window in stored.row_windows(step.index):
+        rows = stored.read_rows(step.index, window).to(dtype)
+        for number, hf_rows, piece in step.rule.hf_pieces(rows, plan.dims, window.start):
+            first_row = (parts[number].index or 0) * shapes[number][0] + hf_rows.start
+            writer.write_rows(parts[number].tensor, first_row, piece)
+
+
+def _write_whole(
+    writer: SafetensorsWriter, step: Step, parts: Sequence[PartName], stored: DistTensor, plan: Plan, dtype: torch.dtype
+) -> None:
+    """For rows that lie scattered in the file: one expert's matrix is put together first."""
+    num_rows = step.rule.mcore_shape(plan.dims)[0]
+    rows = stored.read_rows(step.index, slice(0, num_rows)).to(dtype)
+    for part, whole in zip(parts, step.rule.to_hf(rows, plan.dims), strict=True):
+        tensor = whole.T.contiguous() if part.transposed else whole
+        writer.write_rows(part.tensor, (part.index or 0) * tensor.shape[0], tensor)

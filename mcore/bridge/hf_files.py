@@ -12,13 +12,14 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from mcore.bridge.dims import Shape
 from mcore.bridge.hf_headers import DTYPES, INDEX_FILE, SINGLE_FILE, StoredTensor
+from mcore.bridge.hf_tensors import HfTensor
 
 CODE_OF = {torch_name: (code, item_bytes) for code, (torch_name, item_bytes) in DTYPES.items()}
 
@@ -33,7 +34,8 @@ class StoredRows:
         """A tensor over the file's pages, `[rows, …]`; the map goes with it. Writing to it never reaches the file."""
         num_rows, *rest = self.stored.shape
         first, end, step = rows.indices(num_rows)
-        assert step == 1
+        if step != 1:
+            return self[first:end][::step]
         row_bytes = self.stored.num_bytes // num_rows
         dtype = getattr(torch, self.stored.dtype)
         if end <= first or not row_bytes:
@@ -47,6 +49,13 @@ class StoredRows:
         return torch.frombuffer(pages, dtype=dtype, count=(end - first) * math.prod(rest), offset=slack).reshape(
             -1, *rest
         )
+
+
+def open_tensor(tensor: HfTensor) -> Any:
+    """The tensor of a table as something that gives its rows for a slice."""
+    rows = StoredRows(tensor.stored)
+    # The rows of a transposed matrix lie scattered, so all of it is read at once: one expert's, which is small.
+    return rows[0 : tensor.stored.shape[0]].T if tensor.reading == "transposed" else rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +93,7 @@ class SafetensorsWriter:
     def __init__(self, folder: Path, shards: Mapping[str, Sequence[TensorSpec]]) -> None:
         self._specs: dict[str, TensorSpec] = {}
         self._places: dict[str, tuple[int, int]] = {}
-        self._missing_rows: dict[str, int] = {}
+        self._missing_values: dict[str, int] = {}
         self._files: list[int] = []
         self.num_bytes = sum(spec.num_bytes for shard in shards.values() for spec in shard)
         for name, shard in shards.items():
@@ -113,23 +122,24 @@ class SafetensorsWriter:
             start = 8 + len(text) + header[spec.name]["data_offsets"][0]  # type: ignore[index]
             self._specs[spec.name] = spec
             self._places[spec.name] = (file, start)
-            self._missing_rows[spec.name] = spec.shape[0]
+            self._missing_values[spec.name] = math.prod(spec.shape)
 
     def write_rows(self, name: str, first_row: int, rows: Tensor) -> None:
         """Write rows of a tensor, from `first_row` on. Each row is written once.
 
         Args:
             name: The tensor's name.
-            first_row: The first row's number.
+            first_row: The first row's number. Rows of stacked matrices are counted through all of them.
             rows: `[rows, …]`, in the tensor's dtype.
         """
         spec = self._specs[name]
-        assert rows.shape[1:] == spec.shape[1:] and rows.dtype == getattr(torch, spec.dtype), (name, rows.shape)
+        row_shape = spec.shape[len(spec.shape) - rows.dim() + 1 :]
+        assert rows.shape[1:] == row_shape and rows.dtype == getattr(torch, spec.dtype), (name, rows.shape)
         file, start = self._places[name]
-        row_bytes = spec.num_bytes // spec.shape[0]
+        row_bytes = math.prod(row_shape) * CODE_OF[spec.dtype][1]
         data = rows.contiguous().flatten().view(torch.uint8).numpy().data
         _write_all(file, data, start + first_row * row_bytes)
-        self._missing_rows[name] -= rows.shape[0]
+        self._missing_values[name] -= rows.numel()
 
     def __enter__(self) -> Self:
         return self
@@ -138,7 +148,7 @@ class SafetensorsWriter:
         for file in self._files:
             os.close(file)
         if kind is None:
-            assert not any(self._missing_rows.values()), {name: n for name, n in self._missing_rows.items() if n}
+            assert not any(self._missing_values.values()), {name: n for name, n in self._missing_values.items() if n}
 
 
 def _write_all(file: int, data: bytes | memoryview, offset: int) -> None:

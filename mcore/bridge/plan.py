@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from mcore.bridge.dims import ModelDims, Shape
-from mcore.bridge.rules import LAYER, Family, Rule
+from mcore.bridge.hf_headers import StoredTensor
+from mcore.bridge.hf_tensors import HfTensor, find_hf_tensors
+from mcore.bridge.rules import LAYER, MTP, Family, Rule
 from mcore.errors import Problem, WeightPlanError
 
 WEIGHT_DTYPES = ("bfloat16", "float16", "float32")
@@ -37,20 +39,22 @@ class Described(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One row of the table at one layer, with real names."""
+    """One row of the table at one layer, of one expert, with real names.
+
+    `index` is the place on the axes that megatron stacks layers and experts on, and `stacked` their sizes; both are
+    empty where a parameter has a tensor of its own.
+    """
 
     rule: Rule
-    layer: int | None
+    mcore_key: str
+    hf_names: tuple[str, ...]
+    index: tuple[int, ...] = ()
+    stacked: Shape = ()
 
     @property
-    def mcore_key(self) -> str:
-        """Key of megatron's tensor in a checkpoint; the same for all layers."""
-        return self.rule.mcore_key
-
-    @property
-    def hf_names(self) -> tuple[str, ...]:
-        """Names of the Hugging Face tensors."""
-        return self.rule.hf_names(self.layer or 0)
+    def mcore_name(self) -> str:
+        """Megatron's tensor and the place in it, as a message names it."""
+        return f"{self.mcore_key}{list(self.index)}" if self.index else self.mcore_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,28 +67,62 @@ class Plan:
 
     steps: tuple[Step, ...]
     dims: ModelDims
+    hf: Mapping[str, HfTensor] = field(default_factory=dict)
     equal_hf: tuple[tuple[str, str], ...] = ()
     ignored_hf: tuple[str, ...] = ()
 
 
 def steps_of(family: Family, dims: ModelDims) -> tuple[Step, ...]:
     """All steps of a model, layer by layer, so that what stands together in a model is written together."""
-    rules = family.rules_for(dims)
-    first_layered = next(i for i, rule in enumerate(rules) if rule.per_layer)
-    before = [Step(rule, None) for rule in rules[:first_layered] if not rule.per_layer]
-    layers = [Step(rule, layer) for layer in range(dims.num_layers) for rule in rules if rule.per_layer]
-    after = [Step(rule, None) for rule in rules[first_layered:] if not rule.per_layer]
-    return (*before, *layers, *after)
+    layered = [rule.per_layer or rule.per_mtp_layer for rule in family.rules]
+    first = layered.index(True)
+    steps: list[Step] = []
+    for number, rule in enumerate(family.rules):
+        if number == first:
+            steps += _layer_steps(family, dims)
+        if not layered[number] and rule.applies(dims):
+            steps += _steps(rule, dims)
+    return tuple(steps)
 
 
-def global_shape(rule: Rule, dims: ModelDims) -> Shape:
-    """Shape of megatron's tensor in a checkpoint, all layers stacked."""
-    shape = rule.mcore_shape(dims)
-    return (dims.num_layers, *shape) if rule.per_layer else shape
+def _layer_steps(family: Family, dims: ModelDims) -> Iterator[Step]:
+    for layer in range(dims.num_layers + dims.num_mtp_layers):
+        is_mtp = layer >= dims.num_layers
+        for rule in family.rules:
+            if (rule.per_mtp_layer if is_mtp else rule.per_layer) and rule.applies(dims, layer):
+                yield from _steps(rule, dims, layer)
+
+
+def _steps(rule: Rule, dims: ModelDims, layer: int | None = None) -> Iterator[Step]:
+    key = rule.mcore
+    index: tuple[int, ...] = ()
+    stacked: Shape = ()
+    if layer is not None and rule.per_mtp_layer:
+        key = key.replace(MTP, str(layer - dims.num_layers))
+    elif layer is not None and dims.has_stacked_layers:
+        key, index, stacked = key.replace(f"{LAYER}.", ""), (layer,), (dims.num_layers,)
+    elif layer is not None:
+        key = key.replace(LAYER, str(layer))
+    if not rule.per_expert:
+        yield Step(rule, key, rule.hf_names(layer or 0), index, stacked)
+        return
+    num_experts = dims.size("experts")
+    for expert in range(num_experts):
+        yield Step(rule, key, rule.hf_names(layer or 0, expert), (*index, expert), (*stacked, num_experts))
+
+
+def global_shape(step: Step, dims: ModelDims) -> Shape:
+    """Shape of megatron's tensor in a checkpoint, all layers and experts stacked."""
+    return (*step.stacked, *step.rule.mcore_shape(dims))
+
+
+def mcore_shapes_of(family: Family, dims: ModelDims) -> dict[str, Shape]:
+    """Shapes of all of megatron's tensors by key, as the table has them."""
+    return {step.mcore_key: global_shape(step, dims) for step in steps_of(family, dims)}
 
 
 def plan_convert(
-    family: Family, dims: ModelDims, *, hf: Mapping[str, Described], mcore_shapes: Mapping[str, Shape]
+    family: Family, dims: ModelDims, *, hf: Mapping[str, StoredTensor], mcore_shapes: Mapping[str, Shape]
 ) -> Plan:
     """The plan from Hugging Face to megatron.
 
@@ -98,34 +136,35 @@ def plan_convert(
         WeightPlanError: Lists everything missing, unclaimed, doubly claimed, misshapen or of a wrong dtype.
     """
     steps = steps_of(family, dims)
-    problems = _claimed_twice(steps, family.rules_for(dims))
+    problems = _claimed_twice(steps)
     wanted = {
         name: shape for step in steps for name, shape in zip(step.hf_names, step.rule.hf_shapes(dims), strict=True)
     }
-    ignored = {name for pattern in family.ignored_hf for name in _at_every_layer(pattern, dims)} & hf.keys()
-    copy, original = family.tied_hf
-    tied = ((copy, original),) if copy in hf and copy not in wanted and original in hf else ()
-    explained = wanted.keys() | ignored | {copy for copy, _ in tied}
+    found = find_hf_tensors(wanted, hf)
+    ignored = ignored_names(family, dims) & hf.keys()
+    tied = tied_copies(family, dims, hf)
+    explained = {tensor.source for tensor in found.values()} | ignored | {copy for copy, _ in tied}
     problems += [
         Problem(f"hf {name}", f"a tensor {_text(shape)}", "none", "Not all weights are there, or config.json is wrong.")
         for name, shape in sorted(wanted.items())
-        if name not in hf
+        if name not in found
     ]
     problems += [
         Problem(f"hf {name}", f"a row of the {family.name} table", f"none for this tensor {_text(hf[name].shape)}")
         for name in sorted(hf.keys() - explained)
     ]
     problems += [
-        Problem(f"hf {name}", _text(shape), _text(hf[name].shape), "config.json and weights disagree.")
+        Problem(f"hf {name}", _text(shape), _text(found[name].shape), "config.json and weights disagree.")
         for name, shape in sorted(wanted.items())
-        if name in hf and tuple(hf[name].shape) != shape
+        if name in found and tuple(found[name].shape) != shape
     ]
-    problems += _dtype_problems("hf", {name: hf[name].dtype for name in wanted if name in hf})
-    problems += _mixed_dtypes(steps, hf)
-    problems += _mcore_problems(family, dims, mcore_shapes)
+    problems += _partly_claimed(found, hf)
+    problems += _dtype_problems("hf", {name: tensor.dtype for name, tensor in found.items()})
+    problems += _mixed_dtypes(steps, found)
+    problems += _mcore_problems(family, dims, steps, mcore_shapes)
     if problems:
         raise WeightPlanError(f"the weights do not fit the {family.name} table", problems)
-    return Plan(steps, dims, tied, tuple(sorted(ignored)))
+    return Plan(steps, dims, found, tied, tuple(sorted(ignored)))
 
 
 def plan_export(family: Family, dims: ModelDims, *, mcore: Mapping[str, Described]) -> Plan:
@@ -143,8 +182,8 @@ def plan_export(family: Family, dims: ModelDims, *, mcore: Mapping[str, Describe
         key: tensor for key, tensor in mcore.items() if not any(fnmatch.fnmatchcase(key, no) for no in NO_WEIGHTS)
     }
     steps = steps_of(family, dims)
-    problems = _claimed_twice(steps, family.rules_for(dims))
-    problems += _mcore_problems(family, dims, {key: tuple(tensor.shape) for key, tensor in weights.items()})
+    problems = _claimed_twice(steps)
+    problems += _mcore_problems(family, dims, steps, {key: tuple(tensor.shape) for key, tensor in weights.items()})
     problems += _dtype_problems("mcore", {key: tensor.dtype for key, tensor in weights.items()})
     if dims.padded_vocab < dims.vocab:
         problems.append(
@@ -155,8 +194,27 @@ def plan_export(family: Family, dims: ModelDims, *, mcore: Mapping[str, Describe
     return Plan(steps, dims)
 
 
-def _mcore_problems(family: Family, dims: ModelDims, found: Mapping[str, Shape]) -> list[Problem]:
-    wanted = {rule.mcore_key: global_shape(rule, dims) for rule in family.rules_for(dims)}
+def ignored_names(family: Family, dims: ModelDims) -> set[str]:
+    """Names of Hugging Face tensors that the table leaves out, at every layer."""
+    layers = range(dims.num_layers + dims.num_mtp_layers)
+    return {pattern.replace(LAYER, str(layer)) for pattern in family.ignored_hf for layer in layers}
+
+
+def tied_copies(family: Family, dims: ModelDims, stored: Container[str]) -> tuple[tuple[str, str], ...]:
+    """Stored Hugging Face tensors that another stored one stands for, each with that other."""
+    claimed = {name for step in steps_of(family, dims) for name in step.hf_names if "[" not in name}
+    pairs = dict.fromkeys(
+        (copy.replace(LAYER, str(layer)), original)
+        for copy, original in family.tied_hf
+        for layer in range(dims.num_layers, dims.num_layers + max(1, dims.num_mtp_layers))
+    )
+    return tuple((copy, of) for copy, of in pairs if copy in stored and copy not in claimed and of in stored)
+
+
+def _mcore_problems(
+    family: Family, dims: ModelDims, steps: Sequence[Step], found: Mapping[str, Shape]
+) -> list[Problem]:
+    wanted = {step.mcore_key: global_shape(step, dims) for step in steps}
     problems = [
         Problem(f"mcore {key}", f"a tensor {_text(shape)}", "none")
         for key, shape in sorted(wanted.items())
@@ -174,10 +232,22 @@ def _mcore_problems(family: Family, dims: ModelDims, found: Mapping[str, Shape])
     return problems
 
 
-def _claimed_twice(steps: Sequence[Step], rules: Iterable[Rule]) -> list[Problem]:
+def _claimed_twice(steps: Sequence[Step]) -> list[Problem]:
     claims = Counter(f"hf {name}" for step in steps for name in step.hf_names)
-    claims += Counter(f"mcore {rule.mcore_key}" for rule in rules)
+    claims += Counter(f"mcore {step.mcore_name}" for step in steps)
     return [Problem(name, "one row", f"{count} rows that claim it") for name, count in claims.items() if count > 1]
+
+
+def _partly_claimed(found: Mapping[str, HfTensor], stored: Mapping[str, StoredTensor]) -> list[Problem]:
+    """Stored tensors of which the table's rows take other bytes than all of them, each once."""
+    claimed: Counter[str] = Counter()
+    for tensor in found.values():
+        claimed[tensor.source] += tensor.num_bytes
+    return [
+        Problem(f"hf {name}", f"rows for all {stored[name].num_bytes} bytes", f"rows for {num_bytes}")
+        for name, num_bytes in sorted(claimed.items())
+        if num_bytes != stored[name].num_bytes
+    ]
 
 
 def _dtype_problems(side: str, dtypes: Mapping[str, str]) -> list[Problem]:
@@ -188,7 +258,7 @@ def _dtype_problems(side: str, dtypes: Mapping[str, str]) -> list[Problem]:
     ]
 
 
-def _mixed_dtypes(steps: Iterable[Step], hf: Mapping[str, Described]) -> list[Problem]:
+def _mixed_dtypes(steps: Iterable[Step], hf: Mapping[str, HfTensor]) -> list[Problem]:
     """Megatron's tensor has one dtype, over its parts and over its layers."""
     seen: dict[str, dict[str, str]] = {}
     for step in steps:
@@ -202,10 +272,6 @@ def _mixed_dtypes(steps: Iterable[Step], hf: Mapping[str, Described]) -> list[Pr
         for key, found in seen.items()
         if len(found) > 1
     ]
-
-
-def _at_every_layer(pattern: str, dims: ModelDims) -> list[str]:
-    return [pattern.replace(LAYER, str(layer)) for layer in range(dims.num_layers)] if LAYER in pattern else [pattern]
 
 
 def _text(shape: Shape) -> str:

@@ -1,9 +1,9 @@
 """The kinds of row a weight table has.
 
-A row is one megatron parameter, its shape, and the Hugging Face tensors it is made of. All rows of dense decoders move
-whole runs of rows, so a row class says just one thing: which run of which Hugging Face tensor stands where. Shapes of
-the Hugging Face side, both directions, and their being exact inverses all follow from that. Rows of megatron's tensor
-that no run covers are padding: zeros on the way in, left out on the way back.
+A row is one megatron parameter, its shape, and the Hugging Face tensors it is made of. All rows move whole runs of
+rows, so a row class says just one thing: which run of which Hugging Face tensor stands where. Shapes of the Hugging
+Face side, both directions, and their being exact inverses all follow from that. Rows of megatron's tensor that no run
+covers are padding: zeros on the way in, left out on the way back.
 
 Nothing here imports torch: tensors are only sliced and assigned.
 """
@@ -13,34 +13,44 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mcore.bridge.dims import ModelDims, Shape
+from mcore.bridge.features import Features
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 LAYER = "{L}"
-"""Stands for the layer's number in the names of a table."""
+"""Stands for the layer's number in the names of a table; in Hugging Face names of further-token layers it goes on
+behind the decoder's last layer, as the files number them."""
+MTP = "{M}"
+"""Stands for the number of a further-token layer (MTP), counted from 0, in megatron's names."""
+EXPERT = "{E}"
+"""Stands for the expert's number in Hugging Face names. megatron stacks experts on an axis of their own."""
+
+DECODER, MTP_LAYER = "decoder.layers.{L}.", "mtp.layers.{M}.transformer_layer."
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Consecutive rows that both sides hold.
+    """Rows that both sides hold.
 
-    `num_rows` of Hugging Face tensor number `part`, from `hf_row` on, are megatron's rows from `mcore_row` on.
+    `num_rows` of Hugging Face tensor number `part`, every `hf_step`-th from `hf_row` on, are megatron's rows from
+    `mcore_row` on.
     """
 
     part: int
     hf_row: int
     mcore_row: int
     num_rows: int
+    hf_step: int = 1
 
     @property
     def hf_rows(self) -> slice:
         """The rows in the Hugging Face tensor."""
-        return slice(self.hf_row, self.hf_row + self.num_rows)
+        return slice(self.hf_row, self.hf_row + (self.num_rows - 1) * self.hf_step + 1, self.hf_step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +58,12 @@ class Rule(ABC):
     """One row of a table.
 
     Args:
-        mcore: Global name of the megatron parameter, with `{L}` for the layer.
-        shape: Its shape by size names of `ModelDims`, without the layer axis that megatron stacks layers on.
-        hf: Names of the Hugging Face tensors; `{q,k,v}` stands for three.
-        when: A property of `ModelDims` that must be true, or the model has no such parameter.
+        mcore: Name of the megatron parameter, with `{L}` for the layer or `{M}` for the further-token layer.
+        shape: Its shape by names of `ModelDims`, without the axes that megatron stacks layers and experts on.
+        hf: Names of the Hugging Face tensors; `{q,k,v}` stands for three, `{E}` for the expert. Where a file stacks
+            experts itself, `name[{E}]` is one expert's part of it, and `.T` behind that a transposed one.
+        when: What must hold, or the model or the layer has no such parameter: `dense` and `moe` of the layer's MLP,
+            any other word is a switch of `ModelDims`. Several words must all hold; `!` in front says that it must not.
     """
 
     mcore: str
@@ -65,25 +77,39 @@ class Rule(ABC):
 
     @property
     def per_layer(self) -> bool:
-        """Whether every layer has such a parameter."""
+        """Whether every layer of the decoder may have such a parameter."""
         return LAYER in self.mcore
 
     @property
-    def mcore_key(self) -> str:
-        """The parameter's key in a checkpoint: megatron stacks the layers of a homogeneous decoder under one key."""
-        return self.mcore.replace(f"{LAYER}.", "")
+    def per_mtp_layer(self) -> bool:
+        """Whether every further-token layer has such a parameter."""
+        return MTP in self.mcore
 
-    def applies(self, dims: ModelDims) -> bool:
-        """Whether a model of these sizes has the parameter."""
-        return not self.when or bool(getattr(dims, self.when))
+    @property
+    def per_expert(self) -> bool:
+        """Whether every expert of a layer has such a parameter."""
+        return EXPERT in self.hf
+
+    def applies(self, dims: ModelDims, layer: int | None = None) -> bool:
+        """Whether a model of these sizes has the parameter, in this layer."""
+        return all(self._holds(word, dims, layer) for word in self.when.split())
+
+    @staticmethod
+    def _holds(word: str, dims: ModelDims, layer: int | None) -> bool:
+        name = word.lstrip("!")
+        if name in ("dense", "moe"):
+            holds = layer is not None and dims.is_moe(layer) == (name == "moe")
+        else:
+            holds = bool(dims.size(name))
+        return holds != word.startswith("!")
 
     def mcore_shape(self, dims: ModelDims) -> Shape:
-        """Shape of megatron's tensor at one layer."""
+        """Shape of megatron's tensor at one layer, of one expert."""
         return dims.shape(self.shape)
 
-    def hf_names(self, layer: int = 0) -> tuple[str, ...]:
-        """Names of the Hugging Face tensors at one layer."""
-        return tuple(name.replace(LAYER, str(layer)) for name in alternatives(self.hf))
+    def hf_names(self, layer: int = 0, expert: int = 0) -> tuple[str, ...]:
+        """Names of the Hugging Face tensors at one layer, of one expert."""
+        return tuple(name.replace(LAYER, str(layer)).replace(EXPERT, str(expert)) for name in alternatives(self.hf))
 
     def hf_shapes(self, dims: ModelDims) -> tuple[Shape, ...]:
         """Shapes of the Hugging Face tensors, in the order of `hf_names`."""
@@ -104,14 +130,14 @@ class Rule(ABC):
         for run in self._runs_within(first_row, first_row + out.shape[0], dims):
             out[run.mcore_row - first_row :][: run.num_rows] = parts[run.part][run.hf_rows]
 
-    def hf_pieces(self, tensor: Tensor, dims: ModelDims, first_row: int = 0) -> Iterator[tuple[int, int, Tensor]]:
+    def hf_pieces(self, tensor: Tensor, dims: ModelDims, first_row: int = 0) -> Iterator[tuple[int, slice, Tensor]]:
         """Cut rows of megatron's tensor, from its `first_row` on, into rows of the Hugging Face tensors.
 
         Yields:
-            Number of the Hugging Face tensor, its first row, and the rows as a view of `tensor`. Padding is left out.
+            Number of the Hugging Face tensor, its rows, and what they hold as a view of `tensor`. Padding is left out.
         """
         for run in self._runs_within(first_row, first_row + tensor.shape[0], dims):
-            yield run.part, run.hf_row, tensor[run.mcore_row - first_row :][: run.num_rows]
+            yield run.part, run.hf_rows, tensor[run.mcore_row - first_row :][: run.num_rows]
 
     def to_mcore(self, parts: Sequence[Tensor], dims: ModelDims) -> Tensor:
         """What megatron holds, made of the Hugging Face tensors. Always a new tensor."""
@@ -122,8 +148,8 @@ class Rule(ABC):
     def to_hf(self, tensor: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
         """The Hugging Face tensors, cut out of megatron's. Always new tensors; padding is left out."""
         parts = tuple(tensor.new_empty(shape) for shape in self.hf_shapes(dims))
-        for part, row, rows in self.hf_pieces(tensor, dims):
-            parts[part][row : row + rows.shape[0]] = rows
+        for part, rows, piece in self.hf_pieces(tensor, dims):
+            parts[part][rows] = piece
         return parts
 
     def _runs_within(self, first_row: int, end_row: int, dims: ModelDims) -> Iterator[Run]:
@@ -131,7 +157,8 @@ class Rule(ABC):
             start = max(run.mcore_row, first_row)
             end = min(run.mcore_row + run.num_rows, end_row)
             if start < end:
-                yield Run(run.part, run.hf_row + start - run.mcore_row, start, end - start)
+                hf_row = run.hf_row + (start - run.mcore_row) * run.hf_step
+                yield Run(run.part, hf_row, start, end - start, run.hf_step)
 
 
 class Copy(Rule):
@@ -155,13 +182,25 @@ class VocabRows(Rule):
 
 
 class GateUp(Rule):
-    """gate and up, `[ffn, hidden]` each, and `[2 ffn, hidden]`: gate's rows first. Weight and bias alike."""
+    """gate and up of equal size, and both joined: gate's rows first. Weight and bias, MLP and expert alike."""
 
     __slots__ = ()
 
     def runs(self, dims: ModelDims) -> tuple[Run, ...]:
         """Gate, then up."""
-        return (Run(0, 0, 0, dims.ffn), Run(1, 0, dims.ffn, dims.ffn))
+        num_rows = self.mcore_shape(dims)[0] // 2
+        return (Run(0, 0, 0, num_rows), Run(1, 0, num_rows, num_rows))
+
+
+class InterleavedGateUp(Rule):
+    """One tensor with a row of gate, a row of up, and so on; megatron has all of gate's rows first."""
+
+    __slots__ = ()
+
+    def runs(self, dims: ModelDims) -> tuple[Run, ...]:
+        """Even rows, then odd ones."""
+        num_rows = self.mcore_shape(dims)[0] // 2
+        return (Run(0, 0, 0, num_rows, hf_step=2), Run(0, 1, num_rows, num_rows, hf_step=2))
 
 
 class Qkv(Rule):
@@ -185,6 +224,17 @@ class Qkv(Rule):
         return tuple(runs)
 
 
+class FusedQkv(Qkv):
+    """One tensor with all of q's rows, all of k's, all of v's; in megatron as `Qkv`."""
+
+    __slots__ = ()
+
+    def runs(self, dims: ModelDims) -> tuple[Run, ...]:
+        """As `Qkv`, out of one tensor."""
+        starts = (0, dims.q_rows, dims.q_rows + dims.kv_rows)
+        return tuple(Run(0, starts[run.part] + run.hf_row, run.mcore_row, run.num_rows) for run in Qkv.runs(self, dims))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """One architecture: its weight table and what its `config.json` means to megatron.
@@ -194,22 +244,31 @@ class Family:
         hf_architecture: Class name in `config.json`'s `architectures`.
         rules: The weight table, one row a megatron parameter.
         ignored_hf: Names of Hugging Face tensors that are left out on purpose, with `{L}` for the layer.
-        tied_hf: A Hugging Face tensor that files of tied models may hold although another one stands for it. It must
-            equal that one bit for bit, and is then left out.
+        tied_hf: Hugging Face tensors that files may hold although another one stands for them, each with that other:
+            they must be equal bit for bit, and the first is then left out. `{L}` is the number of a further-token
+            layer, whose copies of embedding and head fall under this.
         transformer_config: From `config.json`'s mapping to the keyword arguments of megatron's `TransformerConfig` that
             follow from it (`activation_func` as a name). Raises ConfigError for what megatron can't express.
+        sizes: From `config.json`'s mapping to fields of `ModelDims` that its common keys do not tell; keys that are no
+            field go into `more`.
+        features: From `config.json`'s mapping to what `TransformerConfig` has no field for. Raises ConfigError.
     """
 
     name: str
     hf_architecture: str
     rules: tuple[Rule, ...]
     ignored_hf: tuple[str, ...] = ()
-    tied_hf: tuple[str, str] = ("lm_head.weight", "model.embed_tokens.weight")
+    tied_hf: tuple[tuple[str, str], ...] = (("lm_head.weight", "model.embed_tokens.weight"),)
     transformer_config: Callable[[Mapping[str, Any]], dict[str, Any]]
+    sizes: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda config: {}
+    features: Callable[[Mapping[str, Any]], Features] = lambda config: Features()
 
-    def rules_for(self, dims: ModelDims) -> tuple[Rule, ...]:
-        """The rows that a model of these sizes has."""
-        return tuple(rule for rule in self.rules if rule.applies(dims))
+
+def mtp_rules(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """The decoder's rows of a layer again, for the layer inside of a further-token layer."""
+    return tuple(
+        replace(rule, mcore=rule.mcore.replace(DECODER, MTP_LAYER)) for rule in rules if rule.mcore.startswith(DECODER)
+    )
 
 
 def alternatives(pattern: str) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from configs.schema.train import TrainConfig
 from mcore.backend.layout import Layout
-from mcore.bridge.dims import ModelDims
+from mcore.bridge.families import dims_of
 from mcore.data.dataset import TokenDataset
 from mcore.data.template import Sample
 from mcore.errors import Problem, StoppedError, TrainingError
@@ -64,7 +64,7 @@ class Loop:
     hf_config: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        self.dims = ModelDims.from_hf_config(self.hf_config)
+        self.dims = dims_of(self.hf_config)
         self.log: TrainingLog | None = None  # rank 0's
         self.forward_backward = get_forward_backward_func()
         self.batching = Batching(

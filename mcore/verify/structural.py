@@ -26,8 +26,9 @@ from mcore.backend.load import EMBEDDING
 from mcore.bridge.dims import ModelDims, Shape
 from mcore.bridge.dist_files import DistTensor, read_dist_tensors
 from mcore.bridge.hf_headers import StoredTensor, read_headers
-from mcore.bridge.plan import NO_WEIGHTS, Step, global_shape, steps_of
-from mcore.bridge.rules import LAYER, Family
+from mcore.bridge.hf_tensors import HfTensor, find_hf_tensors
+from mcore.bridge.plan import NO_WEIGHTS, Step, global_shape, ignored_names, steps_of, tied_copies
+from mcore.bridge.rules import Family
 from mcore.progress import progress
 from mcore.verify.report import CastCount, StructuralResult, TensorFinding
 
@@ -60,26 +61,28 @@ def compare_on_disk(hf: Path, iteration_dir: Path, *, family: Family, dims: Mode
     if EMBEDDING in saved:
         dims = replace(dims, padded_vocab=saved[EMBEDDING].shape[0])
     steps = steps_of(family, dims)
-    ignored = sorted(_ignored(family, dims) & stored.keys())
-    tied_copy = _tied_copy(family, steps, stored)
+    found = find_hf_tensors((name for step in steps for name in step.hf_names), stored)
+    ignored = sorted(ignored_names(family, dims) & stored.keys())
+    tied = tied_copies(family, dims, stored)
     findings = [
-        *_hf_names(family, dims, steps, stored, explained={*ignored, *tied_copy[:1]}),
-        *_mcore_names(family, dims, saved),
+        *_hf_names(family, dims, steps, stored, found, explained={*ignored, *(copy for copy, _ in tied)}),
+        *_mcore_names(family, dims, steps, saved),
     ]
     casts: Counter[tuple[str, str]] = Counter()
-    compared: list[StoredTensor] = []
+    compared: list[HfTensor] = []
     num_mcore_tensors = 0
-    reader = HfReader(stored)
+    reader = HfReader(stored, found)
     with progress("bits on disk", len(steps), "tensors") as advance:
-        if tied_copy and not reader.equal(*tied_copy):
-            findings.append(
-                TensorFinding(tensor=tied_copy[0], kind="differs", detail=f"not the bits of {tied_copy[1]}")
-            )
+        findings += [
+            TensorFinding(tensor=copy, kind="differs", detail=f"not the bits of {original}")
+            for copy, original in tied
+            if not reader.equal(copy, original)
+        ]
         for step in steps:
-            if _comparable(step, dims, stored, saved):
+            if _comparable(step, dims, found, saved):
                 findings += _compare_step(step, dims, saved[step.mcore_key], reader)
-                compared += [stored[name] for name in step.hf_names]
-                casts.update((saved[step.mcore_key].dtype, stored[name].dtype) for name in step.hf_names)
+                compared += [found[name] for name in step.hf_names]
+                casts.update((saved[step.mcore_key].dtype, found[name].dtype) for name in step.hf_names)
                 num_mcore_tensors += 1
             advance(1)
     dtypes = {tensor.dtype for tensor in compared}
@@ -94,7 +97,7 @@ def compare_on_disk(hf: Path, iteration_dir: Path, *, family: Family, dims: Mode
             if mcore != of_hf
         ),
         cast_to=next(iter(dtypes)) if has_casts and len(dtypes) == 1 else None,
-        ignored_hf=(*ignored, *tied_copy[:1]),
+        ignored_hf=(*ignored, *(copy for copy, _ in tied)),
         findings=tuple(findings),
         seconds=round(time.monotonic() - start, 3),
     )
@@ -103,32 +106,44 @@ def compare_on_disk(hf: Path, iteration_dir: Path, *, family: Family, dims: Mode
 class HfReader:
     """Rows of safetensors files, which are mapped anew now and then: mapped pages count as this process's memory."""
 
-    def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
+    def __init__(self, stored: Mapping[str, StoredTensor], found: Mapping[str, HfTensor]) -> None:
         self.stored = stored
+        self.found = found
         self._files: dict[Path, Any] = {}
         self._num_mapped_bytes = 0
 
-    def rows(self, name: str, first_row: int, num_rows: int) -> Tensor:
-        """Rows of a tensor, `[num_rows, …]`."""
+    def rows(self, name: str, rows: slice) -> Tensor:
+        """Rows of a tensor that a table names, `[rows, …]`."""
+        tensor = self.found[name]
+        saved = self._slices(self.stored[tensor.source])
+        if tensor.index is None:
+            read: Tensor = saved[rows]
+        elif tensor.reading == "transposed":
+            read = saved[tensor.index, :, rows].T
+        else:
+            read = saved[tensor.index, tensor.first_row + rows.start : tensor.first_row + rows.stop : rows.step or 1]
+        self._num_mapped_bytes += read.nbytes
+        return read
+
+    def _slices(self, stored: StoredTensor) -> Any:
         if self._num_mapped_bytes > MAX_MAPPED_BYTES:
             self._files.clear()
             self._num_mapped_bytes = 0
-        path = self.stored[name].file
-        if path not in self._files:
-            self._files[path] = safe_open(path, framework="pt")
-        tensor: Tensor = self._files[path].get_slice(name)[first_row : first_row + num_rows]
-        self._num_mapped_bytes += tensor.nbytes
-        return tensor
+        if stored.file not in self._files:
+            self._files[stored.file] = safe_open(stored.file, framework="pt")
+        return self._files[stored.file].get_slice(stored.name)
 
     def equal(self, one: str, other: str) -> bool:
         """Whether two stored tensors hold the same bits."""
         a, b = self.stored[one], self.stored[other]
         if (a.shape, a.dtype) != (b.shape, b.dtype):
             return False
-        return all(
-            torch.equal(_bits(self.rows(one, row, 4096)), _bits(self.rows(other, row, 4096)))
-            for row in range(0, a.shape[0], 4096)
-        )
+        for row in range(0, a.shape[0], 4096):
+            rows = [self._slices(stored)[row : row + 4096] for stored in (a, b)]
+            self._num_mapped_bytes += sum(tensor.nbytes for tensor in rows)
+            if not torch.equal(*map(_bits, rows)):
+                return False
+        return True
 
 
 @dataclass(slots=True)
@@ -158,27 +173,27 @@ class _Difference:
 
 
 def _compare_step(step: Step, dims: ModelDims, saved: DistTensor, reader: HfReader) -> Iterator[TensorFinding]:
-    mcore_name = step.mcore_key if step.layer is None else f"{step.mcore_key}[{step.layer}]"
+    mcore_name = step.mcore_name
     found = [_Difference() for _ in step.hf_names]
     finite = dict.fromkeys((mcore_name, *step.hf_names), True)
-    for window in saved.row_windows(step.layer):
-        rows = saved.read_rows(step.layer, window)
+    for window in saved.row_windows(step.index):
+        rows = saved.read_rows(step.index, window)
         finite[mcore_name] &= _is_finite(rows)
-        for part, first_row, piece in step.rule.hf_pieces(rows, dims, window.start):
+        for part, places, piece in step.rule.hf_pieces(rows, dims, window.start):
             name = step.hf_names[part]
-            hf_rows = reader.rows(name, first_row, piece.shape[0])
+            hf_rows = reader.rows(name, places)
             finite[name] &= _is_finite(hf_rows)
-            found[part].add(first_row, hf_rows, piece.to(hf_rows.dtype))
+            found[part].add(places.start, hf_rows, piece.to(hf_rows.dtype))
     for name, is_finite in finite.items():
         if not is_finite:
             yield TensorFinding(tensor=name, kind="not finite", detail="holds NaN or infinity")
     for name, difference in zip(step.hf_names, found, strict=True):
-        num_rows = reader.stored[name].shape[0]
+        num_rows = reader.found[name].shape[0]
         if difference.num_compared_rows != num_rows:
             detail = f"{difference.num_compared_rows} of {num_rows} rows are in {mcore_name}"
             yield TensorFinding(tensor=name, kind="incomplete", detail=detail)
         if difference.num_different:
-            dtypes = (saved.dtype, reader.stored[name].dtype)
+            dtypes = (saved.dtype, reader.found[name].dtype)
             cast = "" if dtypes[0] == dtypes[1] else f" after a cast from {dtypes[0]} to {dtypes[1]}"
             yield TensorFinding(
                 tensor=name,
@@ -188,17 +203,15 @@ def _compare_step(step: Step, dims: ModelDims, saved: DistTensor, reader: HfRead
             )
 
 
-def _comparable(
-    step: Step, dims: ModelDims, stored: Mapping[str, StoredTensor], saved: Mapping[str, DistTensor]
-) -> bool:
+def _comparable(step: Step, dims: ModelDims, found: Mapping[str, HfTensor], saved: Mapping[str, DistTensor]) -> bool:
     """Whether both sides are there in the right shape; if not, there is a finding about it already."""
     tensor = saved.get(step.mcore_key)
     return (
         tensor is not None
-        and tensor.shape == global_shape(step.rule, dims)
+        and tensor.shape == global_shape(step, dims)
         and dims.padded_vocab >= dims.vocab
         and all(
-            name in stored and stored[name].shape == shape
+            name in found and found[name].shape == shape
             for name, shape in zip(step.hf_names, step.rule.hf_shapes(dims), strict=True)
         )
     )
@@ -209,6 +222,7 @@ def _hf_names(
     dims: ModelDims,
     steps: tuple[Step, ...],
     stored: Mapping[str, StoredTensor],
+    found: Mapping[str, HfTensor],
     explained: set[str],
 ) -> Iterator[TensorFinding]:
     claims = Counter(name for step in steps for name in step.hf_names)
@@ -217,47 +231,45 @@ def _hf_names(
             yield TensorFinding(tensor=name, kind="claimed twice", detail=f"{count} rows of the {family.name} table")
     for step in steps:
         for name, shape in zip(step.hf_names, step.rule.hf_shapes(dims), strict=True):
-            if name not in stored:
+            if name not in found:
                 yield TensorFinding(tensor=name, kind="missing", detail="no such tensor in the Hugging Face folder")
-            elif stored[name].shape != shape:
-                yield _shape_finding(name, shape, stored[name].shape)
-    for name in sorted(stored.keys() - claims.keys() - explained):
+            elif found[name].shape != shape:
+                yield _shape_finding(name, shape, found[name].shape)
+    sources = {tensor.source for tensor in found.values()}
+    for name in sorted(stored.keys() - sources - explained):
         yield TensorFinding(tensor=name, kind="unclaimed", detail=f"the {family.name} table has no row for it")
+    num_bytes: Counter[str] = Counter()
+    for tensor in found.values():
+        num_bytes[tensor.source] += tensor.num_bytes
+    for name, count in num_bytes.items():
+        if count != stored[name].num_bytes:
+            detail = f"rows of the {family.name} table take {count} of its {stored[name].num_bytes} bytes"
+            yield TensorFinding(tensor=name, kind="incomplete", detail=detail)
 
 
-def _mcore_names(family: Family, dims: ModelDims, saved: Mapping[str, DistTensor]) -> Iterator[TensorFinding]:
-    rules = family.rules_for(dims)
-    claims = Counter(rule.mcore_key for rule in rules)
-    for key, count in claims.items():
+def _mcore_names(
+    family: Family, dims: ModelDims, steps: tuple[Step, ...], saved: Mapping[str, DistTensor]
+) -> Iterator[TensorFinding]:
+    claims = Counter(step.mcore_name for step in steps)
+    for name, count in claims.items():
         if count > 1:
-            yield TensorFinding(tensor=key, kind="claimed twice", detail=f"{count} rows of the {family.name} table")
-    for rule in rules:
-        shape = global_shape(rule, dims)
-        if rule.mcore_key not in saved:
-            yield TensorFinding(tensor=rule.mcore_key, kind="missing", detail="no such tensor in the checkpoint")
-        elif saved[rule.mcore_key].shape != shape:
-            yield _shape_finding(rule.mcore_key, shape, saved[rule.mcore_key].shape)
+            yield TensorFinding(tensor=name, kind="claimed twice", detail=f"{count} rows of the {family.name} table")
+    wanted = {step.mcore_key: global_shape(step, dims) for step in steps}
+    for key, shape in wanted.items():
+        if key not in saved:
+            yield TensorFinding(tensor=key, kind="missing", detail="no such tensor in the checkpoint")
+        elif saved[key].shape != shape:
+            yield _shape_finding(key, shape, saved[key].shape)
     if dims.padded_vocab < dims.vocab:
         yield TensorFinding(
             tensor=EMBEDDING, kind="shape", detail=f"expected at least {dims.vocab} rows, found {dims.padded_vocab}"
         )
-    for key in sorted(saved.keys() - claims.keys()):
+    for key in sorted(saved.keys() - wanted.keys()):
         yield TensorFinding(tensor=key, kind="unclaimed", detail=f"the {family.name} table has no row for it")
 
 
 def _shape_finding(name: str, expected: Shape, found: Shape) -> TensorFinding:
     return TensorFinding(tensor=name, kind="shape", detail=f"expected {list(expected)}, found {list(found)}")
-
-
-def _ignored(family: Family, dims: ModelDims) -> set[str]:
-    return {pattern.replace(LAYER, str(layer)) for pattern in family.ignored_hf for layer in range(dims.num_layers)}
-
-
-def _tied_copy(family: Family, steps: tuple[Step, ...], stored: Mapping[str, StoredTensor]) -> tuple[str, ...]:
-    """A tensor that is stored although another stands for it, and that one; empty if there is none."""
-    copy, original = family.tied_hf
-    claimed = {name for step in steps for name in step.hf_names}
-    return (copy, original) if copy in stored and copy not in claimed and original in stored else ()
 
 
 def _bits(tensor: Tensor) -> Tensor:

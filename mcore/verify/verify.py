@@ -10,8 +10,7 @@ import torch
 from mcore.backend.layout import Layout
 from mcore.backend.parallel import parallel_processes
 from mcore.bridge.convert import HF_FOLDER
-from mcore.bridge.dims import ModelDims
-from mcore.bridge.families import family_of_config
+from mcore.bridge.families import dims_of, family_of_config
 from mcore.bridge.hf_config import read_hf_config
 from mcore.folders import refuse_existing, whole_folder
 from mcore.progress import say
@@ -57,7 +56,7 @@ def verify(
     torch.set_float32_matmul_precision("highest")  # a GPU's TF32 has ten bits: no fp32 proof
     chosen = select_checkpoint(mcore, "latest" if iteration is None else "iteration", iteration)
     config, mcore_config = read_hf_config(hf), read_hf_config(mcore / HF_FOLDER)
-    family, dims = family_of_config(config), ModelDims.from_hf_config(config)
+    family, dims = family_of_config(config), dims_of(config)
     say(f"verify: {hf} against {chosen.path}, as {chosen.reason}")
     with whole_folder(output, overwrite=overwrite) as folder:
         structural = compare_on_disk(hf, chosen.path, family=family, dims=dims)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
+from mcore.bridge.dims import ModelDims
 from mcore.bridge.rules import Family
 from mcore.errors import ConfigError, Problem
 
@@ -55,3 +57,24 @@ def family_of_config(config: Mapping[str, Any]) -> Family:
             [Problem("config.json: architectures", "a list with one class name", repr(architectures))],
         )
     return family_of(str(architectures[0]))
+
+
+def dims_of(config: Mapping[str, Any], *, make_vocab_size_divisible_by: int = 1) -> ModelDims:
+    """Sizes of the model that a `config.json` describes, those of its family included.
+
+    Args:
+        config: The file's mapping.
+        make_vocab_size_divisible_by: Rows: the vocabulary is padded up to a multiple of this.
+
+    Raises:
+        ConfigError: The architecture is not supported, or sizes are missing or do not fit each other.
+    """
+    family = family_of_config(config)
+    dims = ModelDims.from_hf_config(config, make_vocab_size_divisible_by=make_vocab_size_divisible_by)
+    own = family.sizes(config)
+    fields = {field.name for field in dataclasses.fields(ModelDims)}
+    return dataclasses.replace(
+        dims,
+        **{name: value for name, value in own.items() if name in fields},
+        more=MappingProxyType({name: int(value) for name, value in own.items() if name not in fields}),
+    )

@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 from mcore.backend.layout import Layout
 from mcore.backend.parallel import parallel_processes
 from mcore.bridge.convert import HF_FOLDER, convert
-from mcore.bridge.dims import ModelDims
-from mcore.bridge.families import family_of_config
+from mcore.bridge.families import dims_of, family_of_config
 from mcore.bridge.hf_config import CONFIG_FILE, read_hf_config
 from mcore.bridge.hf_headers import SINGLE_FILE
 from mcore.bridge.rules import Family
@@ -183,7 +182,7 @@ def _convert_wrongly(mutant: Mutant, healthy: Path, scratch: Path) -> Structural
 
 def _on_disk(hf: Path, checkpoint: Path, family: Family | None) -> StructuralResult:
     config = read_hf_config(checkpoint / HF_FOLDER)
-    dims = ModelDims.from_hf_config(config)
+    dims = dims_of(config)
     return compare_on_disk(hf, checkpoint / RELEASE, family=family or family_of_config(config), dims=dims)
 
 

@@ -128,9 +128,9 @@ class LayersSwapped(Rule):
 
     __slots__ = ()
 
-    def hf_names(self, layer: int = 0) -> tuple[str, ...]:
+    def hf_names(self, layer: int = 0, expert: int = 0) -> tuple[str, ...]:
         """Names at the other layer."""
-        return super().hf_names({1: 2, 2: 1}.get(layer, layer))
+        return super().hf_names({1: 2, 2: 1}.get(layer, layer), expert)
 
 
 class CopyLayersSwapped(LayersSwapped, Copy):

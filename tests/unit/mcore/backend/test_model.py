@@ -14,8 +14,8 @@ from megatron.core.models.gpt import GPTModel
 
 from mcore.backend.layout import Layout
 from mcore.backend.model import build_model
-from mcore.bridge.dims import ModelDims
-from mcore.bridge.families import family_of_config
+from mcore.bridge.families import dims_of, family_of_config
+from mcore.bridge.plan import steps_of
 from mcore.errors import ConfigError
 from tests.tiny_models import MODELS, PADDED_VOCAB_SIZE, SIZES, fill, mcore_tensors, tiny_hf_model
 
@@ -96,15 +96,13 @@ def test_losses_and_gradients_equal_those_of_the_reference_model(name: str, reco
     expected_BS.mean().backward()
 
     torch.testing.assert_close(losses_BS, expected_BS, atol=2e-5, rtol=0)
-    dims = ModelDims.from_hf_config(config, make_vocab_size_divisible_by=PADDED_VOCAB_SIZE)
+    dims = dims_of(config, make_vocab_size_divisible_by=PADDED_VOCAB_SIZE)
     gradients = {key: parameter.grad for key, parameter in hf.named_parameters()}
     parameters = dict(model.named_parameters())
-    for rule in family_of_config(config).rules:
-        if rule.applies(dims):
-            for layer in range(dims.num_layers if rule.per_layer else 1):
-                gradient = parameters[local_name(rule.mcore).replace("{L}", str(layer))].grad
-                for hf_name, part in zip(rule.hf_names(layer), rule.to_hf(gradient, dims), strict=True):
-                    assert relative_error(gradients[hf_name], part) < 1e-4, hf_name
+    for step in steps_of(family_of_config(config), dims):
+        name = local_name(step.rule.mcore).replace("{L}", str(step.index[0] if step.index else ""))
+        for hf_name, part in zip(step.hf_names, step.rule.to_hf(parameters[name].grad, dims), strict=True):
+            assert relative_error(gradients[hf_name], part) < 1e-4, hf_name
     for weight in (model.embedding.word_embeddings.weight, model.shared_embedding_or_output_weight()):
         assert weight.grad[VOCAB_SIZE:].abs().max() == 0
 

@@ -39,15 +39,15 @@ def test_what_is_written_is_complete_and_read_back(checkpoint):
         "stacked": ((2, 6, 4), "float32"),
         "plain": ((5,), "bfloat16"),
     }
-    assert torch.equal(tensors["plain"].read_rows(None, slice(0, 5)), PLAIN)
-    assert torch.equal(tensors["stacked"].read_rows(0, slice(0, 6)), STACKED[0])
-    assert torch.equal(tensors["stacked"].read_rows(1, slice(3, 5)), STACKED[1, 3:5])
+    assert torch.equal(tensors["plain"].read_rows((), slice(0, 5)), PLAIN)
+    assert torch.equal(tensors["stacked"].read_rows((0,), slice(0, 6)), STACKED[0])
+    assert torch.equal(tensors["stacked"].read_rows((1,), slice(3, 5)), STACKED[1, 3:5])
 
 
 def test_windows_follow_the_chunks(checkpoint):
     stacked = read_dist_tensors(checkpoint)["stacked"]
-    assert stacked.row_windows(0) == [slice(0, 6)]
-    assert stacked.row_windows(1) == [slice(0, 4), slice(4, 6)]
+    assert stacked.row_windows((0,)) == [slice(0, 6)]
+    assert stacked.row_windows((1,)) == [slice(0, 4), slice(4, 6)]
 
 
 def test_chunks_side_by_side_make_one_window(tmp_path):
@@ -57,8 +57,8 @@ def test_chunks_side_by_side_make_one_window(tmp_path):
     writer.write_chunk("w", (6, 4), (0, 2), STACKED[0, :, 2:].clone())
     writer.finish({})
     tensor = read_dist_tensors(tmp_path)["w"]
-    assert tensor.row_windows(None) == [slice(0, 6)]
-    assert torch.equal(tensor.read_rows(None, slice(0, 6)), STACKED[0])
+    assert tensor.row_windows() == [slice(0, 6)]
+    assert torch.equal(tensor.read_rows((), slice(0, 6)), STACKED[0])
 
 
 def test_the_same_calls_give_the_same_bytes(tmp_path):
@@ -74,7 +74,7 @@ def test_rows_that_no_chunk_holds_are_not_made_up(tmp_path):
     writer.write_chunk("w", (6, 4), (0, 0), STACKED[0, :3].clone())
     writer.finish({})
     with pytest.raises(CheckpointError, match="not whole"):
-        read_dist_tensors(tmp_path)["w"].read_rows(None, slice(0, 6))
+        read_dist_tensors(tmp_path)["w"].read_rows((), slice(0, 6))
 
 
 @pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "common.pt", "metadata.json"])
@@ -129,7 +129,7 @@ def test_a_chunk_that_would_run_something_is_refused(checkpoint, tmp_path, monke
         ),
     )
     with pytest.raises(CheckpointError, match="can't be read"):
-        read_dist_tensors(checkpoint)["plain"].read_rows(None, slice(0, 5))
+        read_dist_tensors(checkpoint)["plain"].read_rows((), slice(0, 5))
     assert not (tmp_path / "evil-was-here").exists()
 
 
@@ -153,4 +153,4 @@ def test_a_chunk_of_another_shape_than_its_metadata_is_damage(checkpoint):
 
     replace_metadata(checkpoint, swap)
     with pytest.raises(CheckpointError, match="damaged"):
-        read_dist_tensors(checkpoint)["stacked"].read_rows(0, slice(0, 6))
+        read_dist_tensors(checkpoint)["stacked"].read_rows((0,), slice(0, 6))

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from mcore.backend.meta import sharded_shapes
-from mcore.bridge.dims import ModelDims
-from mcore.bridge.families import family_of_config
-from mcore.bridge.plan import global_shape, plan_convert, plan_export, steps_of
+from mcore.bridge.families import dims_of, family_of_config
+from mcore.bridge.hf_headers import StoredTensor
+from mcore.bridge.plan import mcore_shapes_of, plan_convert, plan_export, steps_of
 from mcore.bridge.rules import Copy
 from mcore.errors import WeightPlanError
 from tests.tiny_models import MODELS, tiny_hf_model
@@ -20,16 +22,20 @@ class Described:
     dtype: str = "float32"
 
 
+def stored(name: str, *shape: int, dtype: str = "float32") -> StoredTensor:
+    return StoredTensor(name, dtype, shape, Path("model.safetensors"), 0, 4 * math.prod(shape))
+
+
 class Side:
     """Everything that a plan of one tiny model compares; a test changes what it likes."""
 
     def __init__(self, name: str) -> None:
         model, self.config = tiny_hf_model(name)
         self.family = family_of_config(self.config)
-        self.dims = ModelDims.from_hf_config(self.config, make_vocab_size_divisible_by=128)
+        self.dims = dims_of(self.config, make_vocab_size_divisible_by=128)
         # What save_pretrained writes: the state dict without a tied model's second name for one tensor.
         self.hf = {
-            key: Described(tuple(tensor.shape))
+            key: stored(key, *tensor.shape)
             for key, tensor in model.state_dict().items()
             if not (key == "lm_head.weight" and self.dims.tied)
         }
@@ -63,24 +69,26 @@ def test_steps_go_through_the_model_layer_by_layer():
     side = Side("qwen2")
     steps = steps_of(side.family, side.dims)
     assert steps[0].hf_names == ("model.embed_tokens.weight",)
-    assert [step.layer for step in steps[1:-2]] == sorted(step.layer for step in steps[1:-2])
+    assert [step.index for step in steps[1:-2]] == sorted(step.index for step in steps[1:-2])
     assert [step.hf_names for step in steps[-2:]] == [("model.norm.weight",), ("lm_head.weight",)]
 
 
 def test_layers_are_stacked():
     side = Side("llama")
-    shapes = {rule.mcore_key: global_shape(rule, side.dims) for rule in side.family.rules_for(side.dims)}
-    assert shapes == side.mcore
+    assert mcore_shapes_of(side.family, side.dims) == side.mcore
 
 
 def test_every_problem_of_a_conversion_is_in_one_error():
     side = Side("llama")
     del side.hf["model.norm.weight"]
-    side.hf["model.layers.0.self_attn.q_proj.bias"] = Described((64,))
-    side.hf["model.layers.9.mlp.up_proj.weight"] = Described((96, 64))
-    side.hf["model.embed_tokens.weight"] = Described((252, 64))
-    side.hf["model.layers.1.self_attn.k_proj.weight"] = Described((32, 64), "int8")
-    side.hf["model.layers.2.input_layernorm.weight"] = Described((64,), "bfloat16")
+    for changed in (
+        stored("model.layers.0.self_attn.q_proj.bias", 64),
+        stored("model.layers.9.mlp.up_proj.weight", 96, 64),
+        stored("model.embed_tokens.weight", 252, 64),
+        stored("model.layers.1.self_attn.k_proj.weight", 32, 64, dtype="int8"),
+        stored("model.layers.2.input_layernorm.weight", 64, dtype="bfloat16"),
+    ):
+        side.hf[changed.name] = changed
     del side.mcore["output_layer.weight"]
     side.mcore["decoder.layers.mlp.router.weight"] = (4, 8, 64)
     side.mcore["decoder.final_layernorm.weight"] = (65,)
@@ -114,16 +122,18 @@ def test_a_tensor_claimed_by_two_rows_is_found():
 def test_old_rotary_buffers_are_left_out_by_name():
     side = Side("llama")
     old = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(side.dims.num_layers)}
-    side.hf |= dict.fromkeys(old, Described((4,)))
+    side.hf |= {name: stored(name, 4) for name in old}
     assert set(side.convert().ignored_hf) == old
-    side.hf["model.layers.99.self_attn.rotary_emb.inv_freq"] = Described((4,))
+    side.hf["model.layers.99.self_attn.rotary_emb.inv_freq"] = stored(
+        "model.layers.99.self_attn.rotary_emb.inv_freq", 4
+    )
     assert side.problems().keys() == {"hf model.layers.99.self_attn.rotary_emb.inv_freq"}
 
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen3"])
 def test_younger_families_have_no_such_buffers(name):
     side = Side(name)
-    side.hf["model.layers.0.self_attn.rotary_emb.inv_freq"] = Described((4,))
+    side.hf["model.layers.0.self_attn.rotary_emb.inv_freq"] = stored("model.layers.0.self_attn.rotary_emb.inv_freq", 4)
     assert side.problems().keys() == {"hf model.layers.0.self_attn.rotary_emb.inv_freq"}
 
 

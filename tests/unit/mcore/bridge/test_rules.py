@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcore.bridge.dims import ModelDims
-from mcore.bridge.rules import Copy, GateUp, Qkv, Rule, VocabRows, alternatives
+from mcore.bridge.rules import Copy, FusedQkv, GateUp, InterleavedGateUp, Qkv, Rule, VocabRows, alternatives
 
 # Two groups of two query heads, head_dim 1: small enough to write the order of rows down by hand.
 GOLDEN = ModelDims(num_layers=1, hidden=3, ffn=2, vocab=5, padded_vocab=8, heads=4, groups=2, head_dim=1)
@@ -20,7 +20,9 @@ GATE_UP_BIAS = GateUp("linear_fc1.bias", "gate_up_rows", "{gate,up}_proj.bias")
 VOCAB = VocabRows("embedding.weight", "padded_vocab hidden", "embed_tokens.weight")
 COPY = Copy("linear_fc2.weight", "hidden ffn", "down_proj.weight")
 COPY_NORM = Copy("norm.weight", "hidden", "norm.weight")
-ALL = (QKV, QKV_BIAS, GATE_UP, GATE_UP_BIAS, VOCAB, COPY, COPY_NORM)
+FUSED_QKV = FusedQkv("fused.linear_qkv.weight", "qkv_rows hidden", "qkv_proj.weight")
+INTERLEAVED = InterleavedGateUp("interleaved.linear_fc1.weight", "2*ffn hidden", "gate_up_proj.weight")
+ALL = (QKV, QKV_BIAS, GATE_UP, GATE_UP_BIAS, VOCAB, COPY, COPY_NORM, FUSED_QKV, INTERLEAVED)
 
 
 def numbered(rule: Rule, dims: ModelDims) -> list[torch.Tensor]:
@@ -75,6 +77,8 @@ def test_shapes_of_both_sides(rule):
         "embedding.weight": ((8, 3), ((5, 3),)),
         "linear_fc2.weight": ((3, 2), ((3, 2),)),
         "norm.weight": ((3,), ((3,),)),
+        "fused.linear_qkv.weight": ((8, 3), ((8, 3),)),
+        "interleaved.linear_fc1.weight": ((4, 3), ((4, 3),)),
     }
     assert (rule.mcore_shape(GOLDEN), rule.hf_shapes(GOLDEN)) == expected[rule.mcore]
 
@@ -112,8 +116,8 @@ def test_both_directions_are_exact_inverses_whole_and_in_windows(dims, rule, win
     pieces = [torch.zeros_like(part) for part in parts]
     for first in range(0, whole.shape[0], window):
         rule.fill_mcore(in_windows[first : first + window], parts, dims, first)
-        for part, row, rows in rule.hf_pieces(whole[first : first + window], dims, first):
-            pieces[part][row : row + rows.shape[0]] += rows  # adds up wrongly if a row comes twice
+        for part, places, rows in rule.hf_pieces(whole[first : first + window], dims, first):
+            pieces[part][places] += rows  # adds up wrongly if a row comes twice
     assert torch.equal(in_windows, whole)
     assert all(torch.equal(one, other) for one, other in zip(pieces, parts, strict=True))
 
@@ -123,8 +127,36 @@ def test_alternatives():
     assert alternatives("layers.{L}.norm") == ("layers.{L}.norm",)
 
 
-def test_layer_goes_out_of_the_key_and_into_hf_names():
+def test_layer_goes_into_hf_names():
     rule = Qkv("decoder.layers.{L}.self_attention.linear_qkv.weight", "qkv_rows hidden", "model.layers.{L}.{q,k,v}")
     assert rule.per_layer
-    assert rule.mcore_key == "decoder.layers.self_attention.linear_qkv.weight"
     assert rule.hf_names(7) == ("model.layers.7.q", "model.layers.7.k", "model.layers.7.v")
+
+
+def test_fused_tensors_have_their_rows_in_the_files_order():
+    fused = torch.tensor([[0], [1], [2], [3], [10], [11], [20], [21]])
+    dims = ModelDims(num_layers=1, hidden=1, ffn=2, vocab=5, padded_vocab=8, heads=4, groups=2, head_dim=1)
+    assert FUSED_QKV.to_mcore([fused], dims).flatten().tolist() == [0, 1, 10, 20, 2, 3, 11, 21]
+    assert INTERLEAVED.to_mcore([fused[:4]], dims).flatten().tolist() == [0, 2, 1, 3]
+
+
+def test_a_row_holds_for_layers_and_switches():
+    dims = ModelDims(
+        num_layers=3, hidden=1, ffn=2, vocab=5, padded_vocab=8, heads=4, groups=2, head_dim=1,
+        moe_layers=(False, True, True), num_mtp_layers=1, more={"experts": 2, "gated": 1},
+    )  # fmt: skip
+    where = {
+        when: [layer for layer in range(4) if Copy("a.{L}", "hidden", "b.{L}", when).applies(dims, layer)]
+        for when in ("dense", "moe", "!dense gated", "moe !gated", "moe untied", "tied")
+    }
+    assert where == {
+        "dense": [0],
+        "moe": [1, 2, 3],
+        "!dense gated": [1, 2, 3],
+        "moe !gated": [],
+        "moe untied": [1, 2, 3],
+        "tied": [],
+    }  # fmt: skip
+    assert dims.shape("experts 2*hidden experts*ffn") == (2, 2, 4)
+    with pytest.raises(AttributeError):
+        dims.shape("no_such_size")

@@ -6,9 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mcore.bridge.convert import convert
-from mcore.bridge.dims import ModelDims
 from mcore.bridge.dist_files import DistWriter, read_dist_tensors
-from mcore.bridge.families import family_of_config
+from mcore.bridge.families import dims_of, family_of_config
 from mcore.bridge.hf_config import read_hf_config
 from mcore.verify.mutants.tiny_models import write_tiny_model
 from mcore.verify.structural import compare_on_disk
@@ -31,7 +30,7 @@ class Pair:
             hf or self.hf,
             release or self.release,
             family=family_of_config(config),
-            dims=ModelDims.from_hf_config(config),
+            dims=dims_of(config),
         )
 
     def changed_hf(self, folder: Path, change) -> Path:
@@ -47,9 +46,7 @@ class Pair:
         """A copy of the checkpoint's iteration with other tensors, each in a number of chunks along its last axis."""
         folder.mkdir(parents=True)
         tensors = {
-            key: torch.stack([stored.read_rows(layer, slice(0, stored.shape[1])) for layer in range(stored.shape[0])])
-            if key.startswith("decoder.layers.")
-            else stored.read_rows(None, slice(0, stored.shape[0]))
+            key: stored.read_rows((), slice(0, stored.shape[0]))
             for key, stored in read_dist_tensors(self.release).items()
         }
         change(tensors)

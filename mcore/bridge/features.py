@@ -1,0 +1,34 @@
+"""What an architecture does that megatron-core's `TransformerConfig` has no field for. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """Properties of one model, read from its `config.json` by its family, built by `mcore.backend`."""
+
+    windows: tuple[int | None, ...] = ()
+    """Tokens that each decoder layer attends to, the token itself included (Hugging Face's `sliding_window`); None for
+    all tokens before. Empty: no layer has a window."""
+    attention_softcap: float | None = None
+    """Attention scores go through `cap * tanh(score / cap)`."""
+    logit_softcap: float | None = None
+    """Logits go through `cap * tanh(logit / cap)`."""
+    has_sinks: bool = False
+    """Each query head has a learnt score that takes part in the softmax and adds nothing to the output."""
+    norm_placement: Literal["before", "around", "behind"] = "before"
+    """Where attention and MLP are normalised: their input, both input and output, or their output only."""
+    qk_norm_over: Literal["head", "projection"] = "head"
+    """With `qk_layernorm`: each head by itself, or the whole query and key projection."""
+    embedding_scale: float | None = None
+    """Factor on the embedding's output."""
+    rope_of_layer: tuple[str, ...] = ()
+    """Which entry of `config.json`'s `rope_parameters` each decoder layer uses, where it has one an attention type.
+    Empty: all layers share the only one."""
+    attention_output_bias: bool | None = None
+    """Whether the attention's output projection has a bias, where `add_bias_linear` does not tell."""
+    num_labels: int | None = None
+    """Rows of the head of a sequence classifier or reward model, which takes the vocabulary head's place."""
