@@ -1,7 +1,8 @@
 """megatron-core on a machine without CUDA: each function here bridges one thing it expects of a GPU.
 
 Nothing changes where CUDA is available. What is bridged is what training, checkpoints and inference of dense models
-use; a call that isn't bridged fails loudly inside torch ("Torch not compiled with CUDA enabled").
+and of mixtures of experts use; a call that isn't bridged fails loudly inside torch ("Torch not compiled with CUDA
+enabled").
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 CPU = torch.device("cpu")
@@ -38,7 +41,16 @@ def cpu_backend() -> Iterator[None]:
 
 
 def _enter_bridges(stack: ExitStack) -> None:
-    for bridge in (current_device_is_cpu, no_device_queue, one_generator, no_false_rng_warning, CudaMeansCpu):
+    bridges = (
+        current_device_is_cpu,
+        no_device_queue,
+        no_streams,
+        one_generator,
+        no_false_rng_warning,
+        sizes_for_gloo,
+        CudaMeansCpu,
+    )
+    for bridge in bridges:
         stack.enter_context(bridge())
 
 
@@ -62,6 +74,32 @@ def current_device_is_cpu() -> AbstractContextManager[None]:
 def no_device_queue() -> AbstractContextManager[None]:
     """CPU work is done when a call returns: there is nothing to wait for, and no cache of the allocator to empty."""
     return _replaced(torch.cuda, synchronize=lambda device=None: None, empty_cache=lambda: None)
+
+
+class NoStream:
+    """Stands for a stream and for an event: there is one order of things, and nothing to wait for."""
+
+    def wait_stream(self, stream: NoStream) -> None:
+        """Work of the other stream is done."""
+
+    def record_event(self) -> NoStream:
+        """An event that has happened."""
+        return self
+
+    def synchronize(self) -> None:
+        """All work is done."""
+
+
+@contextlib.contextmanager
+def no_streams() -> Iterator[None]:
+    """The token dispatcher of expert parallelism counts tokens on a stream of its own, which it keeps for good."""
+    dispatcher = importlib.import_module("megatron.core.transformer.moe.token_dispatcher").MoEAlltoAllTokenDispatcher
+    stream = NoStream()
+    with (
+        _replaced(dispatcher, cuda_dtoh_stream=stream),
+        _replaced(torch.cuda, current_stream=lambda device=None: stream, stream=lambda it: contextlib.nullcontext()),
+    ):
+        yield
 
 
 @contextlib.contextmanager
@@ -98,6 +136,41 @@ def no_false_rng_warning() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(keep)
+
+
+@contextlib.contextmanager
+def sizes_for_gloo() -> Iterator[None]:
+    """Expert parallelism exchanges parts of unequal size, and names the sizes by tensors; gloo takes neither.
+
+    The functions themselves are replaced, as the backward pass calls them where no function mode reaches.
+    """
+    exchange, gather = dist.all_to_all_single, dist.all_gather
+
+    def all_to_all_single(*args: Any, **kwargs: Any) -> Any:
+        sizes = {key: value.tolist() for key, value in kwargs.items() if key.endswith("_split_sizes") and _is_1d(value)}
+        return exchange(*args, **(kwargs | sizes))
+
+    def all_gather(
+        tensor_list: list[Tensor], tensor: Tensor, group: Any = None, async_op: bool = False
+    ) -> dist.Work | None:
+        num_rows = [part.shape[0] for part in tensor_list if part.dim()]
+        if len(set(num_rows)) < 2:
+            return gather(tensor_list, tensor, group, async_op)
+        padded = tensor.new_zeros((max(num_rows), *tensor.shape[1:]))
+        padded[: tensor.shape[0]] = tensor
+        parts = [torch.empty_like(padded) for _ in tensor_list]
+        assert not async_op, "parts of unequal size are gathered at once"
+        gather(parts, padded, group)
+        for to, part in zip(tensor_list, parts, strict=True):
+            to.copy_(part[: to.shape[0]])
+        return None
+
+    with _replaced(dist, all_to_all_single=all_to_all_single, all_gather=all_gather):
+        yield
+
+
+def _is_1d(sizes: Any) -> bool:
+    return isinstance(sizes, Tensor) and sizes.dim() == 1
 
 
 class CudaMeansCpu(TorchFunctionMode):

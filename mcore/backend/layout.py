@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mcore.bridge.dims import ModelDims
+from mcore.bridge.families import dims_of
 from mcore.errors import Problem
 
 
@@ -17,13 +19,39 @@ class Layout:
     """Processes that share each layer's matrices (TP)."""
     pipeline_model_parallel_size: int = 1
     """Processes that the layers are divided over (PP)."""
+    virtual_pipeline_model_parallel_size: int | None = None
+    """Parts that each pipeline process has of the layers, taken in turns with the others' (VPP); None for one."""
+    context_parallel_size: int = 1
+    """Processes that the tokens of a sample are divided over, each with all weights (CP)."""
+    expert_model_parallel_size: int = 1
+    """Processes that the experts of a layer are divided over (EP)."""
+    expert_tensor_parallel_size: int | None = None
+    """Processes that share each expert's matrices (ETP); None for as many as share the other matrices (TP)."""
     sequence_parallel: bool = False
     """Divide norms and residuals along the sequence over the TP group."""
 
     @property
     def model_parallel_size(self) -> int:
         """Processes that one copy of the model takes."""
-        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
+
+    @property
+    def expert_tensor_size(self) -> int:
+        """Processes that share each expert's matrices, whether it is said or follows."""
+        return self.expert_tensor_parallel_size or self.tensor_model_parallel_size
+
+    def process_problems(self, num_processes: int) -> list[Problem]:
+        """Everything that keeps a number of processes from having this layout; empty if they can."""
+        experts = self.expert_tensor_size * self.expert_model_parallel_size * self.pipeline_model_parallel_size
+        needed = {
+            "tensor x pipeline x context parallel size": self.model_parallel_size,
+            "expert tensor x expert x pipeline parallel size": experts,
+        }
+        return [
+            Problem("processes", f"a multiple of {multiple} ({text})", str(num_processes))
+            for text, multiple in needed.items()
+            if num_processes % multiple
+        ]
 
     def problems(
         self, hf_config: Mapping[str, Any], *, padded_vocab_size: int, seq_length: int | None = None
@@ -33,26 +61,74 @@ class Layout:
         Args:
             hf_config: The model's `config.json`.
             padded_vocab_size: Rows of the embedding in megatron-core.
-            seq_length: Tokens a sample has; checked with sequence parallelism.
+            seq_length: Tokens a sample has; checked with sequence and context parallelism.
+
+        Raises:
+            ConfigError: The model's sizes can't be read.
         """
-        heads = hf_config["num_attention_heads"]
-        divided_by_tp = [
-            ("num_attention_heads", heads),
-            ("num_key_value_heads", hf_config.get("num_key_value_heads") or heads),
-            ("intermediate_size", hf_config["intermediate_size"]),
-            ("padded vocabulary size", padded_vocab_size),
+        dims = dims_of(hf_config)
+        return [
+            *self._tensor_problems(dims, padded_vocab_size),
+            *self._sequence_problems(seq_length),
+            *self._pipeline_problems(dims),
+            *self._expert_problems(dims),
         ]
-        if self.sequence_parallel and seq_length is not None:
-            divided_by_tp.append(("sequence length", seq_length))
-        tp, pp = self.tensor_model_parallel_size, self.pipeline_model_parallel_size
-        problems = [
-            Problem(name, f"a multiple of tensor_model_parallel_size ({tp})", str(size))
-            for name, size in divided_by_tp
-            if size % tp
-        ]
-        if hf_config["num_hidden_layers"] % pp:
-            layers = str(hf_config["num_hidden_layers"])
-            problems.append(Problem("num_hidden_layers", f"a multiple of pipeline_model_parallel_size ({pp})", layers))
+
+    def _tensor_problems(self, dims: ModelDims, padded_vocab_size: int) -> list[Problem]:
+        divided = {"num_attention_heads": dims.heads, "num_key_value_heads": dims.groups}
+        if not all(dims.is_moe(layer) for layer in range(dims.num_layers)):
+            divided["intermediate_size"] = dims.ffn
+        if "shared_ffn" in dims.more:
+            divided["intermediate size of the shared experts"] = dims.size("shared_ffn")
+        divided["padded vocabulary size"] = padded_vocab_size
+        return _not_divided(divided, "tensor_model_parallel_size", self.tensor_model_parallel_size)
+
+    def _sequence_problems(self, seq_length: int | None) -> list[Problem]:
+        problems = []
+        tp, cp = self.tensor_model_parallel_size, self.context_parallel_size
+        if seq_length is not None and self.sequence_parallel:
+            problems += _not_divided({"sequence length": seq_length}, "tensor_model_parallel_size", tp)
+        if seq_length is not None and cp > 1:
+            # Each process gets a part from the front and one from the back, so that causal attention costs all alike.
+            problems += _not_divided({"sequence length": seq_length}, "2 x context_parallel_size", 2 * cp)
         if self.sequence_parallel and tp == 1:
             problems.append(Problem("sequence_parallel", "tensor_model_parallel_size of 2 or more", "1"))
         return problems
+
+    def _pipeline_problems(self, dims: ModelDims) -> list[Problem]:
+        pp, vpp = self.pipeline_model_parallel_size, self.virtual_pipeline_model_parallel_size
+        layers = {"num_hidden_layers": dims.num_layers}
+        if vpp is None:
+            return _not_divided(layers, "pipeline_model_parallel_size", pp)
+        problems = _not_divided(layers, "pipeline x virtual pipeline parallel size", pp * vpp)
+        if vpp < 2:
+            problems.append(Problem("virtual_pipeline_model_parallel_size", "null, or 2 or more", str(vpp)))
+        if pp == 1:
+            name = "virtual_pipeline_model_parallel_size"
+            problems.append(Problem(name, "null, as pipeline_model_parallel_size is 1", str(vpp)))
+        return problems
+
+    def _expert_problems(self, dims: ModelDims) -> list[Problem]:
+        ep, etp = self.expert_model_parallel_size, self.expert_tensor_size
+        if not any(dims.moe_layers):
+            sizes = {"expert_model_parallel_size": ep, "expert_tensor_parallel_size": self.expert_tensor_parallel_size}
+            return [
+                Problem(name, "1, as the model has no experts", str(size))
+                for name, size in sizes.items()
+                if size not in (None, 1)
+            ]
+        problems = _not_divided({"experts of a layer": dims.size("experts")}, "expert_model_parallel_size", ep)
+        width = {"intermediate size of the experts": dims.size("moe_ffn")}
+        problems += _not_divided(width, "expert_tensor_parallel_size", etp)
+        if dims.more.get("expert_bias") and etp != 1:
+            text = "1, as the experts have biases, which megatron-core can't divide"
+            problems.append(Problem("expert_tensor_parallel_size", text, str(etp)))
+        return problems
+
+
+def _not_divided(sizes: Mapping[str, int], divisor_name: str, divisor: int) -> list[Problem]:
+    return [
+        Problem(name, f"a multiple of {divisor_name} ({divisor})", str(size))
+        for name, size in sizes.items()
+        if size % divisor
+    ]

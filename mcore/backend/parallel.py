@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from mcore.backend.cpu import install_cpu_backend
 from mcore.backend.layout import Layout
-from mcore.errors import ConfigError, Problem
+from mcore.errors import ConfigError
 
 DEFAULT_TIMEOUT_S = 1800.0
 """Seconds that a collective may wait for the slowest process before it fails."""
@@ -32,13 +32,11 @@ def start(layout: Layout, *, seed: int = 1234, timeout_s: float = DEFAULT_TIMEOU
         timeout_s: Seconds that a collective may take.
 
     Raises:
-        ConfigError: The number of processes is no multiple of what one copy of the model takes.
+        ConfigError: The number of processes is no multiple of what one copy of the model, or of its experts, takes.
     """
     install_cpu_backend()
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size % layout.model_parallel_size:
-        needed = f"a multiple of {layout.model_parallel_size} (tensor x pipeline parallel size)"
-        raise ConfigError("the layout does not fit", [Problem("processes", needed, str(world_size))])
+    if problems := layout.process_problems(int(os.environ.get("WORLD_SIZE", "1"))):
+        raise ConfigError("the layout does not fit", problems)
     if not dist.is_initialized():
         _join(timedelta(seconds=timeout_s))
 
@@ -48,6 +46,10 @@ def start(layout: Layout, *, seed: int = 1234, timeout_s: float = DEFAULT_TIMEOU
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor_model_parallel_size,
         pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=layout.virtual_pipeline_model_parallel_size,
+        context_parallel_size=layout.context_parallel_size,
+        expert_model_parallel_size=layout.expert_model_parallel_size,
+        expert_tensor_parallel_size=layout.expert_tensor_parallel_size,
         distributed_timeout_minutes=max(1, round(timeout_s / 60)),
     )
     set_seed(seed)

@@ -2,16 +2,26 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from mcore.backend.layout import Layout
 
-MODEL = {"num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 96, "num_hidden_layers": 6}
+MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "num_hidden_layers": 6,
+    "vocab_size": 250,
+}
 
 
-def subjects(layout: Layout, padded_vocab_size: int = 256, seq_length: int | None = None) -> list[str]:
-    return [p.subject for p in layout.problems(MODEL, padded_vocab_size=padded_vocab_size, seq_length=seq_length)]
+def subjects(layout: Layout, padded_vocab_size: int = 256, seq_length: int | None = None, **changes: Any) -> list[str]:
+    problems = layout.problems(MODEL | changes, padded_vocab_size=padded_vocab_size, seq_length=seq_length)
+    return [problem.subject for problem in problems]
 
 
 @pytest.mark.parametrize(
@@ -20,6 +30,9 @@ def subjects(layout: Layout, padded_vocab_size: int = 256, seq_length: int | Non
         Layout(),
         Layout(tensor_model_parallel_size=2),
         Layout(pipeline_model_parallel_size=3),
+        Layout(pipeline_model_parallel_size=3, virtual_pipeline_model_parallel_size=2),
+        Layout(context_parallel_size=4),
+        Layout(expert_tensor_parallel_size=1),
         Layout(tensor_model_parallel_size=2, pipeline_model_parallel_size=2, sequence_parallel=True),
     ],
 )

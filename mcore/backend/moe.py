@@ -1,0 +1,70 @@
+"""Layers with experts: what megatron-core builds a mixture of experts from, in both backends.
+
+`transformer_engine` multiplies all experts of a rank at once; `torch` takes them one by one. Both give the same names
+and shapes in a checkpoint.
+
+S sequence, B batch, H hidden, E experts
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
+from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+
+def moe_layer_spec(
+    dense_layer: ModuleSpec, config: TransformerConfig, backend: Literal["torch", "transformer_engine"]
+) -> ModuleSpec:
+    """A decoder layer with experts, made of the spec of a dense one.
+
+    The norm in front of the experts is a layer of its own and has a key of its own in checkpoints: experts and router
+    both need its output, so Transformer Engine can't make it part of the first matrix as in a dense layer.
+    """
+    engine = backend == "transformer_engine"
+    experts = get_moe_module_spec(
+        use_te=engine, num_experts=config.num_moe_experts, moe_grouped_gemm=config.moe_grouped_gemm
+    )
+    keys = dense_layer.submodules.sharded_state_dict_keys_map
+    submodules = replace(
+        dense_layer.submodules,
+        mlp=experts,
+        sharded_state_dict_keys_map={key: to for key, to in keys.items() if not key.startswith("pre_mlp_layernorm.")},
+    )
+    if engine:
+        from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
+
+        submodules.pre_mlp_layernorm = TESpecProvider().layer_norm()
+    else:
+        experts.submodules.router = Router
+    return replace(dense_layer, submodules=submodules)
+
+
+def moe_arguments(backend: Literal["torch", "transformer_engine"]) -> dict[str, Any]:
+    """Arguments of `TransformerConfig` for any model with experts: how tokens reach them, and in what precision."""
+    return {
+        "moe_token_dispatcher_type": "alltoall",
+        "moe_grouped_gemm": backend == "transformer_engine",
+        "moe_router_dtype": "fp32",
+        # What balances the experts in training never changes which of them a token gets: it is for training to choose.
+        "moe_router_load_balancing_type": "none",
+    }
+
+
+class Router(TopKRouter):
+    """Router whose logits are computed by torch, in fp32.
+
+    megatron-core's own calls a kernel of Transformer Engine, by a name that it leaves undefined where the package is
+    missing; where it is there, that kernel rounds fp32 to TF32.
+    """
+
+    def gating(self, input: Tensor) -> Tensor:
+        """Logits `[S, B, E]` of hidden states `[S, B, H]`."""
+        bias_E = None if self.bias is None else self.bias.float()
+        return F.linear(input.float(), self.weight.float(), bias_E)
