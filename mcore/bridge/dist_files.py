@@ -132,13 +132,18 @@ def _without_crc() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A part of a tensor, and the place of its bytes."""
+    """A part of a tensor, and the place of its bytes.
+
+    The file holds a tensor of `stored_sizes`; `index` on its leading axes and then a reshape to `sizes` make the part.
+    """
 
     offsets: Shape
     sizes: Shape
     file: Path
     offset: int
     num_bytes: int
+    stored_sizes: Shape
+    index: Shape = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +177,11 @@ class DistTensor:
             offsets[depth], sizes[depth] = rows.start, rows.stop - rows.start
         return offsets, sizes
 
-    def _near(self, index: Sequence[int]) -> Sequence[Chunk]:
-        """Chunks that may hold something at `index`."""
-        return self._by_index.get(tuple(index), ()) if self._by_index and len(index) == self._depth else self.chunks
+    def _near(self, offsets: Sequence[int], sizes: Sequence[int]) -> Sequence[Chunk]:
+        """Chunks that may hold something of a box."""
+        depth = self._depth
+        is_one_place = all(size == 1 for size in sizes[:depth])
+        return self._by_index.get(tuple(offsets[:depth]), ()) if is_one_place else self.chunks
 
     def row_windows(self, index: Sequence[int] = ()) -> list[slice]:
         """Rows that can be read without reading a chunk twice, in order; all of them together are all rows.
@@ -184,7 +191,7 @@ class DistTensor:
         """
         axis = len(index)
         offsets, sizes = self._box(index)
-        chunks = [chunk for chunk in self._near(index) if _overlap(chunk, offsets, sizes)]
+        chunks = [chunk for chunk in self._near(offsets, sizes) if _overlap(chunk, offsets, sizes)]
         # Rows between two edges belong together unless no chunk reaches over an edge.
         starts = sorted({chunk.offsets[axis] for chunk in chunks})
         edges = [
@@ -195,15 +202,24 @@ class DistTensor:
         return [slice(start, end) for start, end in zip(edges, [*edges[1:], self.shape[axis]], strict=True)]
 
     def read_rows(self, index: Sequence[int], rows: slice) -> Tensor:
-        """Rows at one place of the leading axes, `[rows, …]`, put together from whatever chunks hold them.
+        """Rows at one place of the leading axes, `[rows, …]`. Raises as `read_box`."""
+        offsets, sizes = self._box(index, rows)
+        return self.read_box(offsets, sizes).reshape(sizes[len(index) :])
+
+    def read_box(self, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
+        """A part of the tensor, put together from whatever chunks hold it.
+
+        Args:
+            offsets: Where it begins, one number an axis.
+            sizes: Its shape.
 
         Raises:
-            CheckpointError: A chunk can't be read, is not what the metadata says, or rows are missing.
+            CheckpointError: A chunk can't be read, is not what the metadata says, or numbers are missing.
         """
-        offsets, sizes = self._box(index, rows)
+        sizes = list(sizes)
         out: Tensor | None = None
         filled = 0
-        for chunk in self._near(index):
+        for chunk in self._near(offsets, sizes):
             overlap = _overlap(chunk, offsets, sizes)
             if overlap is None:
                 continue
@@ -217,9 +233,9 @@ class DistTensor:
         if out is None or filled != math.prod(sizes):
             raise CheckpointError(
                 "a tensor of the checkpoint is not whole",
-                [Problem(self.key, f"{math.prod(sizes)} numbers at {offsets}", f"{filled} in its chunks")],
+                [Problem(self.key, f"{math.prod(sizes)} numbers at {list(offsets)}", f"{filled} in its chunks")],
             )
-        return out.reshape(sizes[len(index) :])
+        return out
 
 
 def read_dist_tensors(folder: Path) -> dict[str, DistTensor]:
@@ -254,7 +270,8 @@ def _tensor(key: str, entry: dcp.TensorStorageMetadata, places: Mapping[Any, Any
         if Path(info.relative_path).name != info.relative_path:
             raise ValueError(f"{info.relative_path!r} is no name of a file in the folder")
         file = folder / info.relative_path
-        chunks.append(Chunk(tuple(chunk.offsets), tuple(chunk.sizes), file, info.offset, info.length))
+        sizes = tuple(chunk.sizes)
+        chunks.append(Chunk(tuple(chunk.offsets), sizes, file, info.offset, info.length, stored_sizes=sizes))
     return DistTensor(key, tuple(entry.size), str(entry.properties.dtype).removeprefix("torch."), tuple(chunks))
 
 
@@ -267,14 +284,14 @@ def _load(tensor: DistTensor, chunk: Chunk) -> Tensor:
         raise CheckpointError(
             "a chunk of the checkpoint can't be read", [Problem(f"{tensor.key} in {chunk.file}", found=repr(exc))]
         ) from exc
-    expected = (chunk.sizes, f"torch.{tensor.dtype}")
+    expected = (chunk.stored_sizes, f"torch.{tensor.dtype}")
     found = (tuple(loaded.shape), str(loaded.dtype)) if isinstance(loaded, Tensor) else type(loaded).__name__
     if found != expected:
         raise CheckpointError(
             "a chunk of the checkpoint is damaged",
             [Problem(f"{tensor.key} in {chunk.file}", str(expected), str(found))],
         )
-    return cast(Tensor, loaded)
+    return cast(Tensor, loaded)[chunk.index].reshape(chunk.sizes)
 
 
 def _overlap(chunk: Chunk, offsets: Sequence[int], sizes: Sequence[int]) -> list[tuple[int, int]] | None:

@@ -13,14 +13,13 @@ from typing import Any, Literal
 import torch
 
 from mcore.bridge.convert import HF_FOLDER
-from mcore.bridge.dims import ModelDims
-from mcore.bridge.dist_files import DistTensor, read_dist_tensors
+from mcore.bridge.dist_dialects import EMBEDDING, read_weights
+from mcore.bridge.dist_files import DistTensor
 from mcore.bridge.families import dims_of, family_of_config
 from mcore.bridge.hf_config import CONFIG_FILE, copy_small_files, exported_config, read_hf_config
 from mcore.bridge.hf_files import SafetensorsWriter, TensorSpec, divide_into_shards
 from mcore.bridge.hf_tensors import PartName, part_name
-from mcore.bridge.plan import Plan, Step, plan_export
-from mcore.bridge.rules import Family
+from mcore.bridge.plan import Plan, Step, mcore_shapes_of, plan_export
 from mcore.folders import refuse_existing, whole_folder
 from mcore.progress import progress, say
 from mcore.select import select_checkpoint
@@ -61,8 +60,11 @@ def export(
     hf = checkpoint / HF_FOLDER
     config = read_hf_config(hf)
     family = family_of_config(config)
-    tensors = read_dist_tensors(chosen.path)
-    plan = plan_export(family, _dims(config, family, tensors), mcore=tensors)
+    dims = dims_of(config)
+    tensors = read_weights(chosen.path, mcore_shapes_of(family, dims))
+    if EMBEDDING in tensors:
+        dims = replace(dims, padded_vocab=tensors[EMBEDDING].shape[0])
+    plan = plan_export(family, dims, mcore=tensors)
     specs = _specs(plan, tensors, torch_dtype)
     shards = divide_into_shards(specs.values(), int(max_shard_size_gb * 1e9))
     with whole_folder(output, overwrite=overwrite) as folder:
@@ -80,14 +82,6 @@ def export(
         }
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     return metrics
-
-
-def _dims(config: Mapping[str, Any], family: Family, tensors: Mapping[str, DistTensor]) -> ModelDims:
-    """Sizes by the config, but the padded vocabulary as the checkpoint has it."""
-    embedding = next(rule for rule in family.rules if rule.shape.startswith("padded_vocab"))
-    found = tensors.get(embedding.mcore)
-    dims = dims_of(config)
-    return replace(dims, padded_vocab=found.shape[0]) if found else dims
 
 
 def _specs(plan: Plan, tensors: Mapping[str, DistTensor], torch_dtype: TorchDtype) -> dict[str, TensorSpec]:

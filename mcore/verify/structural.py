@@ -10,7 +10,6 @@ One window of rows is in memory at a time.
 
 from __future__ import annotations
 
-import fnmatch
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -22,12 +21,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from mcore.backend.load import EMBEDDING
 from mcore.bridge.dims import ModelDims, Shape
-from mcore.bridge.dist_files import DistTensor, read_dist_tensors
+from mcore.bridge.dist_dialects import EMBEDDING, read_weights
+from mcore.bridge.dist_files import DistTensor
 from mcore.bridge.hf_headers import StoredTensor, read_headers
 from mcore.bridge.hf_tensors import HfTensor, find_hf_tensors
-from mcore.bridge.plan import NO_WEIGHTS, Step, global_shape, ignored_names, steps_of, tied_copies
+from mcore.bridge.plan import Step, global_shape, ignored_names, mcore_shapes_of, steps_of, tied_copies
 from mcore.bridge.rules import Family
 from mcore.progress import progress
 from mcore.verify.report import CastCount, StructuralResult, TensorFinding
@@ -53,11 +52,7 @@ def compare_on_disk(hf: Path, iteration_dir: Path, *, family: Family, dims: Mode
     """
     start = time.monotonic()
     stored = read_headers(hf)
-    saved = {
-        key: tensor
-        for key, tensor in read_dist_tensors(iteration_dir).items()
-        if not any(fnmatch.fnmatchcase(key, pattern) for pattern in NO_WEIGHTS)
-    }
+    saved = read_weights(iteration_dir, mcore_shapes_of(family, dims))
     if EMBEDDING in saved:
         dims = replace(dims, padded_vocab=saved[EMBEDDING].shape[0])
     steps = steps_of(family, dims)
