@@ -106,6 +106,16 @@ def verify(
     ] = 1e-4,
     num_prompts: Annotated[int, typer.Option(min=1, help="Number of prompts.")] = 4,
     max_prompt_tokens: Annotated[int, typer.Option(min=8, help="Tokens of the longest prompt.")] = 96,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(help="Compare noise in this dtype too; auto: that of the weights, float32: don't."),
+    ] = "auto",
+    max_noise_ratio: Annotated[
+        float, typer.Option(min=0.0, help="Noise of megatron-core that passes, in multiples of transformers' noise.")
+    ] = 1.25,
+    against_peers: Annotated[
+        bool, typer.Option("--against-peers", help="Say in the report what other tools' rules would have said.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Prove that two folders are the same model: bits on disk, then logits. Status 3 if they are not."""
@@ -114,7 +124,8 @@ def verify(
             _command(
                 "mcore.verify", "--hf", hf, "--mcore", mcore, "--output", folder, *_iteration(iteration),
                 "--max-relative-error", max_relative_error, "--num-prompts", num_prompts,
-                "--max-prompt-tokens", max_prompt_tokens, *_flag(overwrite=overwrite),
+                "--max-prompt-tokens", max_prompt_tokens, "--dtype", dtype, "--max-noise-ratio", max_noise_ratio,
+                *_flag(overwrite=overwrite, against_peers=against_peers),
             ),
             quiet=True,
         )  # fmt: skip
@@ -214,8 +225,8 @@ def _convert_command(hf: Path, output: Path, *options: object) -> list[object]:
     return _command("mcore.bridge", "convert", "--hf", hf, "--output", output, *options)
 
 
-def _flag(*, overwrite: bool) -> list[str]:
-    return ["--overwrite"] if overwrite else []
+def _flag(**switches: bool) -> list[str]:
+    return [f"--{name.replace('_', '-')}" for name, is_on in switches.items() if is_on]
 
 
 def _iteration(number: int | None) -> list[object]:

@@ -25,4 +25,6 @@ def _verify(job: Job, hf: ArtifactRef, mcore: ArtifactRef, *options: str | int) 
         "--max-relative-error", limits.max_relative_error,
         "--num-prompts", limits.num_prompts,
         "--max-prompt-tokens", limits.max_prompt_tokens,
+        "--dtype", limits.dtype,
+        "--max-noise-ratio", limits.max_noise_ratio,
     )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from configs.schema.base import StrictModel
@@ -16,7 +18,7 @@ class ConvertConfig(StrictModel):
 
 
 class VerifyConfig(StrictModel):
-    """The proof after a conversion in either direction: bit equality on disk, then logits."""
+    """The proof after a conversion in either direction: bit equality on disk, logits in fp32, noise in the dtype of the weights."""
 
     max_relative_error: float = Field(default=1.0e-4, gt=0)
     """Largest difference of fp32 logits that passes, as a fraction of the logits' standard deviation."""
@@ -24,3 +26,8 @@ class VerifyConfig(StrictModel):
     """Number of fixed prompts that are compared at every position."""
     max_prompt_tokens: int = Field(default=96, ge=8)
     """Tokens: prompts are cut to this length."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Dtype in which megatron-core's rounding noise is compared with that of transformers; `auto` is the one that most
+    of the weights have. `float32` leaves this proof out."""
+    max_noise_ratio: float = Field(default=1.25, gt=0)
+    """Largest noise of megatron-core that passes, in multiples of that of transformers."""

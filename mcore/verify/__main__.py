@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,11 +24,24 @@ def verify(
     ] = 1e-4,
     num_prompts: Annotated[int, typer.Option(min=1, help="Number of prompts.")] = 4,
     max_prompt_tokens: Annotated[int, typer.Option(min=8, help="Tokens of the longest prompt.")] = 96,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(help="Compare noise in this dtype too; auto: that of the weights, float32: don't."),
+    ] = "auto",
+    max_noise_ratio: Annotated[
+        float, typer.Option(min=0.0, help="Noise of megatron-core that passes, in multiples of transformers' noise.")
+    ] = 1.25,
+    against_peers: Annotated[
+        bool, typer.Option("--against-peers", help="Say in the report what other tools' rules would have said.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")] = False,
 ) -> None:
-    """Compare bits on disk, then logits. Exit status 3 if they differ; the report is written all the same."""
+    """Compare bits on disk, logits in fp32, and noise in the dtype of the weights.
+
+    Exit status 3 if they differ; the report is written all the same.
+    """
     refuse_missing(hf=hf, mcore=mcore)
-    from mcore.verify.report import REPORT_MD  # torch and megatron: seconds that --help need not wait for
+    from mcore.verify.page import REPORT_MD  # torch and megatron: seconds that --help need not wait for
     from mcore.verify.verify import verify as run
 
     report = run(
@@ -39,6 +52,9 @@ def verify(
         max_relative_error=max_relative_error,
         num_prompts=num_prompts,
         max_prompt_tokens=max_prompt_tokens,
+        dtype=dtype,
+        max_noise_ratio=max_noise_ratio,
+        against_peers=against_peers,
         overwrite=overwrite,
     )
     typer.echo(output / REPORT_MD)

@@ -20,6 +20,9 @@ Source = Literal["texts and seeded ids", "seeded ids only"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 """A folder with one of these has a tokenizer; it must load then."""
 
+FIRST_EXTRA_SEED = 1000
+"""Seed of the first prompt that is added to the usual ones."""
+
 TEXTS: tuple[tuple[str, str], ...] = (
     (
         "scripts",
@@ -122,6 +125,12 @@ def prompt_set(hf: Path, *, vocab_size: int, num_prompts: int, max_prompt_tokens
     prompts += _tokenised(hf, texts, vocab_size, max_prompt_tokens)
     prompts += [_seeded(seed, vocab_size, max_prompt_tokens) for seed in range(1, 1 + num_prompts - len(prompts))]
     return PromptSet(tuple(prompts), "texts and seeded ids" if texts else "seeded ids only")
+
+
+def extra_prompt(number: int, prompts: PromptSet, *, vocab_size: int) -> Prompt:
+    """A further prompt of bare ids, other than all in the set, as long as its longest one."""
+    num_tokens = max(len(prompt.token_ids) for prompt in prompts.prompts)
+    return _seeded(FIRST_EXTRA_SEED + number, vocab_size, num_tokens)
 
 
 def _seeded(seed: int, vocab_size: int, num_tokens: int) -> Prompt:

@@ -17,7 +17,6 @@ from mcore.errors import PrecisionError, Problem
 from mcore.verify.compare import passes
 
 REPORT_JSON = "report.json"
-REPORT_MD = "report.md"
 SHOWN_IN_MESSAGE = 20
 """Findings named in the error's text; the report has all."""
 
@@ -62,6 +61,8 @@ class StructuralResult(ReportModel):
     """Casts under which tensors are compared; empty if all have the same dtype on both sides."""
     cast_to: str | None
     """The one dtype of all Hugging Face tensors, if there are casts: what an export rounded the weights to."""
+    dequantised: tuple[str, ...] = ()
+    """Hugging Face tensors that are quantised, and were dequantised by transformers' functions to be compared."""
     ignored_hf: tuple[str, ...]
     """Hugging Face tensors that the family's table leaves out by an explicit line."""
     findings: tuple[TensorFinding, ...]
@@ -119,6 +120,10 @@ class NumericalResult(ReportModel):
     """Dtype that megatron's weights were rounded to before they were used, as an export had cast them."""
     not_loaded: tuple[str, ...] = ()
     """Why megatron-core could not load the weights into the model; empty if it could."""
+    num_experts: int = 0
+    """Experts of each mixture-of-experts layer; 0 if the model has none."""
+    unreached_experts: dict[int, tuple[int, ...]] = {}
+    """Experts that no token of any prompt went to, by layer: nothing is proven of them but their bits."""
     prompts: tuple[PromptResult, ...]
     points: tuple[PointResult, ...]
     """In the order of computation."""
@@ -152,6 +157,37 @@ class NumericalResult(ReportModel):
         )
 
 
+class NoiseResult(ReportModel):
+    """T2: distance of both models in a dtype from the fp32 logits of transformers."""
+
+    dtype: str
+    hf_noise: float
+    """Of transformers: root mean square of the difference, over the standard deviation of the fp32 logits."""
+    mcore_noise: float
+    """Of megatron-core, measured alike."""
+    max_noise_ratio: float
+    """The gate: megatron-core's noise may be this many times that of transformers."""
+    seconds: float
+
+    @property
+    def ratio(self) -> float:
+        """megatron-core's noise over that of transformers."""
+        return self.mcore_noise / self.hf_noise if self.hf_noise > 0 else float("nan")
+
+    @property
+    def passed(self) -> bool:
+        """Whether megatron-core is as near to the fp32 logits as transformers. NaN is not."""
+        return passes(self.ratio, self.max_noise_ratio)
+
+    @property
+    def summary(self) -> str:
+        """The result in a few words."""
+        return (
+            f"in {self.dtype} megatron-core is {self.mcore_noise:.3e} from the fp32 logits, transformers "
+            f"{self.hf_noise:.3e} (ratio {self.ratio:.3f}, gate {self.max_noise_ratio:g})"
+        )
+
+
 class VerifyReport(ReportModel):
     """The whole verification of one Hugging Face folder against one megatron-core checkpoint."""
 
@@ -165,8 +201,10 @@ class VerifyReport(ReportModel):
     structural: StructuralResult
     numerical: NumericalResult | None
     """None if names or shapes do not fit: no model can be built then."""
+    noise: NoiseResult | None = None
+    """None if the logits were not equal in fp32, or no other dtype was asked for."""
     passed: bool
-    """The gate's verdict: both proofs hold."""
+    """The gate's verdict: all proofs hold."""
 
     def problems(self) -> tuple[Problem, ...]:
         """What the gate's error names: the first tensors that differ, and the first part of the model that does."""
@@ -183,6 +221,8 @@ class VerifyReport(ReportModel):
             problems.append(Problem("logits were not compared", found="names or shapes that do not fit"))
         elif not self.numerical.passed:
             problems.append(Problem("logits", found=self.numerical.summary))
+        if self.noise is not None and not self.noise.passed:
+            problems.append(Problem(f"logits in {self.noise.dtype}", found=self.noise.summary))
         return tuple(problems)
 
     def raise_if_failed(self) -> None:
@@ -209,6 +249,8 @@ class VerifyReport(ReportModel):
                 "max_relative_error": self.numerical.max_relative_error,
                 "top1_agreement": min(prompt.top1_agreement for prompt in self.numerical.prompts),
             }
+        if self.noise:
+            flat |= {"noise_ratio": ratio if math.isfinite(ratio := self.noise.ratio) else None}
         return flat
 
 
@@ -227,81 +269,6 @@ def package_versions() -> dict[str, str]:
     return {name: version(name) for name in ("mcore-flows", "megatron-core", "torch", "transformers", "safetensors")}
 
 
-def write_report(report: VerifyReport, folder: Path) -> None:
-    """Write `report.json` and `report.md` into a folder."""
-    (folder / REPORT_JSON).write_text(report.model_dump_json(indent=2) + "\n")
-    (folder / REPORT_MD).write_text(to_markdown(report))
-
-
 def read_report(folder: Path) -> VerifyReport:
-    """The report that `write_report` wrote."""
+    """The report in a folder."""
     return VerifyReport.model_validate_json((folder / REPORT_JSON).read_text())
-
-
-def to_markdown(report: VerifyReport) -> str:
-    """The report as a page: verdict first, then both proofs, then every part of the model."""
-    lines = [
-        f"# Verification: {'passed' if report.passed else 'FAILED'}",
-        "",
-        f"* Hugging Face: `{report.hf}`",
-        f"* megatron-core: `{report.mcore}`",
-        f"* family: {report.family}",
-        "* " + ", ".join(f"{name} {number}" for name, number in report.versions.items()),
-        "",
-        *_structural_lines(report.structural),
-        "",
-        *(_numerical_lines(report.numerical) if report.numerical else ["## Logits: not compared", "", _WHY_NOT]),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-_WHY_NOT = "Names or shapes do not fit, so the two sides can't both be built."
-
-
-def _structural_lines(result: StructuralResult) -> list[str]:
-    lines = [
-        f"## Bits on disk (T0): {'equal' if result.passed else 'NOT EQUAL'}",
-        "",
-        f"{result.num_hf_tensors} Hugging Face tensors ({result.num_bytes / 1e9:.3f} GB) against "
-        f"{result.num_mcore_tensors} of the checkpoint, {result.seconds:.1f} s.",
-    ]
-    lines += [
-        f"{cast.num_tensors} tensors are compared after a cast from {cast.mcore_dtype} to {cast.hf_dtype}."
-        for cast in result.casts
-    ]
-    if result.ignored_hf:
-        lines.append(f"Left out by the family's table: {', '.join(f'`{name}`' for name in result.ignored_hf)}.")
-    if result.findings:
-        lines += ["", "| tensor | finding | detail |", "|---|---|---|"]
-        lines += [f"| `{finding.tensor}` | {finding.kind} | {finding.detail} |" for finding in result.findings]
-    return lines
-
-
-def _numerical_lines(result: NumericalResult) -> list[str]:
-    lines = [
-        f"## Logits (T1): {'equal' if result.passed else 'NOT EQUAL'}",
-        "",
-        f"Largest difference of fp32 logits, in their standard deviations: {result.summary}.",
-        *(
-            [f"megatron's weights were rounded to {result.rounded_to} first, as the export did."]
-            if result.rounded_to
-            else []
-        ),
-        f"Prompts: {result.prompt_source}, digest `{result.prompt_digest[:12]}`, on {result.device}, "
-        f"{result.seconds:.1f} s.",
-        "",
-        "| prompt | tokens | relative error | max abs | mean abs | HF std | mean cosine | min cosine | same top-1 |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    lines += [
-        f"| {p.prompt} | {p.num_tokens} | {p.relative_error:.2e} | {p.max_abs:.2e} | {p.mean_abs:.2e} | {p.hf_std:.3f} "
-        f"| {p.mean_cosine:.6f} | {p.min_cosine:.6f} | {p.top1_agreement:.1%} |"
-        for p in result.prompts
-    ]
-    lines += ["", "| part | relative error |", "|---|--:|"]
-    lines += [
-        f"| {point.point} | {point.relative_error:.2e}"
-        f"{'' if passes(point.relative_error, result.max_relative_error) else ' **off**'} |"
-        for point in result.points
-    ]
-    return lines

@@ -3,7 +3,7 @@
 Both sides are read again from their files, the Hugging Face one with the safetensors package. Row by row of the
 family's table, megatron's tensor is cut into the Hugging Face tensors it is made of, and these must equal the stored
 ones bit for bit. Where the dtypes differ (an export with a dtype of its own), megatron's values must be equal after
-exactly that cast. A wrong table that is its own inverse passes this proof: it takes the logits (T1) to see it.
+exactly that cast. Quantised tensors are dequantised for it by transformers' functions. A wrong table that is its own inverse passes this proof: it takes the logits (T1) to see it.
 
 One window of rows is in memory at a time.
 """
@@ -25,10 +25,13 @@ from mcore.bridge.dims import ModelDims, Shape
 from mcore.bridge.dist_dialects import EMBEDDING, read_weights
 from mcore.bridge.dist_files import DistTensor
 from mcore.bridge.hf_headers import StoredTensor, read_headers
-from mcore.bridge.hf_tensors import HfTensor, find_hf_tensors
+from mcore.bridge.hf_config import read_hf_config
+from mcore.bridge.hf_quantised import quantisation_of
+from mcore.bridge.hf_tensors import HfTensor, activation_scales, find_hf_tensors, is_whole, scale_problems
 from mcore.bridge.plan import Step, global_shape, ignored_names, mcore_shapes_of, steps_of, tied_copies
 from mcore.bridge.rules import Family
 from mcore.progress import progress
+from mcore.verify.dequantise import fp8_weight, mxfp4_weight
 from mcore.verify.report import CastCount, StructuralResult, TensorFinding
 
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -48,20 +51,26 @@ def compare_on_disk(hf: Path, iteration_dir: Path, *, family: Family, dims: Mode
 
     Raises:
         SourceError: The Hugging Face files are not whole.
+        ConfigError: The config's quantisation can't be understood.
         CheckpointError: The checkpoint is not complete or can't be read.
     """
     start = time.monotonic()
     stored = read_headers(hf)
+    quantisation = quantisation_of(read_hf_config(hf))
     saved = read_weights(iteration_dir, mcore_shapes_of(family, dims))
     if EMBEDDING in saved:
         dims = replace(dims, padded_vocab=saved[EMBEDDING].shape[0])
     steps = steps_of(family, dims)
-    found = find_hf_tensors((name for step in steps for name in step.hf_names), stored)
-    ignored = sorted(ignored_names(family, dims) & stored.keys())
+    found = find_hf_tensors((name for step in steps for name in step.hf_names), stored, quantisation)
+    ignored = sorted(ignored_names(family, dims, stored) | activation_scales(found, stored, quantisation))
     tied = tied_copies(family, dims, stored)
     findings = [
         *_hf_names(family, dims, steps, stored, found, explained={*ignored, *(copy for copy, _ in tied)}),
         *_mcore_names(family, dims, steps, saved),
+        *(
+            TensorFinding(tensor=problem.subject, kind="shape", detail=f"{problem.expected}, not {problem.found}")
+            for problem in scale_problems(found, quantisation)
+        ),
     ]
     casts: Counter[tuple[str, str]] = Counter()
     compared: list[HfTensor] = []
@@ -92,6 +101,7 @@ def compare_on_disk(hf: Path, iteration_dir: Path, *, family: Family, dims: Mode
             if mcore != of_hf
         ),
         cast_to=next(iter(dtypes)) if has_casts and len(dtypes) == 1 else None,
+        dequantised=tuple(sorted({tensor.source for tensor in compared if tensor.scales is not None})),
         ignored_hf=(*ignored, *(copy for copy, _ in tied)),
         findings=tuple(findings),
         seconds=round(time.monotonic() - start, 3),
@@ -110,6 +120,8 @@ class HfReader:
     def rows(self, name: str, rows: slice) -> Tensor:
         """Rows of a tensor that a table names, `[rows, …]`."""
         tensor = self.found[name]
+        if tensor.scales is not None:
+            return self._dequantised(tensor, rows)
         saved = self._slices(self.stored[tensor.source])
         if tensor.index is None:
             read: Tensor = saved[rows]
@@ -119,6 +131,19 @@ class HfReader:
             read = saved[tensor.index, tensor.first_row + rows.start : tensor.first_row + rows.stop : rows.step or 1]
         self._num_mapped_bytes += read.nbytes
         return read
+
+    def _dequantised(self, tensor: HfTensor, rows: slice) -> Tensor:
+        assert tensor.scales is not None
+        saved, scales = self._slices(self.stored[tensor.source]), self._slices(self.stored[tensor.scales.name])
+        if tensor.reading == "mxfp4":
+            blocks_RGB = saved[tensor.index, rows.start : rows.stop : rows.step or 1]
+            scales_RG = scales[tensor.index, rows.start : rows.stop : rows.step or 1]
+            return mxfp4_weight(blocks_RGB[None], scales_RG[None])[0].T
+        size = tensor.block[0]
+        first, end = rows.start // size, -(-rows.stop // size)
+        grid = scales[:] if not self.stored[tensor.scales.name].shape else scales[first:end]
+        whole = fp8_weight(saved[first * size : end * size], grid, tensor.block)
+        return whole[rows.start - first * size : rows.stop - first * size : rows.step or 1]
 
     def _slices(self, stored: StoredTensor) -> Any:
         if self._num_mapped_bytes > MAX_MAPPED_BYTES:
@@ -206,7 +231,7 @@ def _comparable(step: Step, dims: ModelDims, found: Mapping[str, HfTensor], save
         and tensor.shape == global_shape(step, dims)
         and dims.padded_vocab >= dims.vocab
         and all(
-            name in found and found[name].shape == shape
+            name in found and found[name].shape == shape and is_whole(found[name])
             for name, shape in zip(step.hf_names, step.rule.hf_shapes(dims), strict=True)
         )
     )
@@ -230,13 +255,13 @@ def _hf_names(
                 yield TensorFinding(tensor=name, kind="missing", detail="no such tensor in the Hugging Face folder")
             elif found[name].shape != shape:
                 yield _shape_finding(name, shape, found[name].shape)
-    sources = {tensor.source for tensor in found.values()}
-    for name in sorted(stored.keys() - sources - explained):
-        yield TensorFinding(tensor=name, kind="unclaimed", detail=f"the {family.name} table has no row for it")
-    num_bytes: Counter[str] = Counter()
+    claims_of_bytes: Counter[str] = Counter()
     for tensor in found.values():
-        num_bytes[tensor.source] += tensor.num_bytes
-    for name, count in num_bytes.items():
+        for name, num_bytes in tensor.claims:
+            claims_of_bytes[name] += num_bytes
+    for name in sorted(stored.keys() - claims_of_bytes.keys() - explained):
+        yield TensorFinding(tensor=name, kind="unclaimed", detail=f"the {family.name} table has no row for it")
+    for name, count in claims_of_bytes.items():
         if count != stored[name].num_bytes:
             detail = f"rows of the {family.name} table take {count} of its {stored[name].num_bytes} bytes"
             yield TensorFinding(tensor=name, kind="incomplete", detail=detail)

@@ -8,7 +8,7 @@ Shapes: S positions of one prompt, B = 1, H hidden size, V vocabulary without pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mcore.errors import ConfigError, Problem
-from mcore.verify.prompts import Prompt, PromptSet
+from mcore.verify.prompts import Prompt
 
 HEAD = "head"
 
@@ -36,8 +36,13 @@ class Trace:
     logits: Tensor
 
 
-def load_hf_model(hf: Path, device: torch.device) -> Any:
-    """The transformers model of a folder in fp32, with its plainest attention.
+def load_hf_model(hf: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
+    """The transformers model of a folder, with its plainest attention.
+
+    Args:
+        hf: Hugging Face folder.
+        device: Where to put the model.
+        dtype: Of its weights and activations.
 
     Raises:
         ConfigError: The folder does not load, or some weights would keep their random initial values.
@@ -47,7 +52,7 @@ def load_hf_model(hf: Path, device: torch.device) -> Any:
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(
             hf,
-            dtype=torch.float32,
+            dtype=dtype,
             attn_implementation="eager",
             local_files_only=True,
             output_loading_info=True,
@@ -65,32 +70,50 @@ def load_hf_model(hf: Path, device: torch.device) -> Any:
     return model.eval().to(device)
 
 
-def hf_traces(model: Any, prompts: PromptSet, device: torch.device) -> Iterator[Trace]:
-    """Run a transformers model on every prompt."""
+def hf_traces(
+    model: Any, prompts: Sequence[Prompt], device: torch.device, *, with_points: bool = True
+) -> Iterator[Trace]:
+    """Run a transformers model on every prompt. `with_points` False keeps the logits only."""
     base = model.base_model
     modules = {"embedding": base.embed_tokens}
     for number, layer in enumerate(base.layers):
-        modules |= {f"layers.{number}.attention": layer.self_attn, f"layers.{number}.mlp": layer.mlp}
+        attention, mlp = _branches(layer)
+        modules |= {f"layers.{number}.attention": attention, f"layers.{number}.mlp": mlp}
     modules["final_norm"] = base.norm
-    for prompt in prompts.prompts:
+    for prompt in prompts:
         ids_BS = torch.tensor([prompt.token_ids], device=device)
-        with torch.inference_mode(), _outputs_of(modules, _hf_hidden) as points:
+        with torch.inference_mode(), _outputs_of(modules if with_points else {}, _hf_hidden) as points:
             logits_BSV = model(input_ids=ids_BS, use_cache=False).logits
         yield Trace(prompt, points, _kept(logits_BSV[0]))
 
 
-def mcore_traces(model: Any, prompts: PromptSet, device: torch.device) -> Iterator[Trace]:
+def mcore_traces(
+    model: Any, prompts: Sequence[Prompt], device: torch.device, *, with_points: bool = True
+) -> Iterator[Trace]:
     """Run a megatron-core `GPTModel` that holds all layers and rows (TP and PP of 1) on every prompt."""
     modules = {"embedding": model.embedding}
     for number, layer in enumerate(model.decoder.layers):
         modules |= {f"layers.{number}.attention": layer.self_attention, f"layers.{number}.mlp": layer.mlp}
     modules["final_norm"] = model.decoder.final_layernorm
-    for prompt in prompts.prompts:
+    for prompt in prompts:
         ids_BS = torch.tensor([prompt.token_ids], device=device)
         positions_BS = torch.arange(ids_BS.shape[1], device=device)[None]
-        with torch.inference_mode(), _outputs_of(modules, _mcore_hidden) as points:
+        with torch.inference_mode(), _outputs_of(modules if with_points else {}, _mcore_hidden) as points:
             logits_BSP = model(ids_BS, positions_BS, None)
         yield Trace(prompt, points, _kept(logits_BSP[0]))
+
+
+def _branches(layer: Any) -> tuple[nn.Module, nn.Module]:
+    """The modules of a transformers layer whose outputs are added to the residual: attention and MLP, or norms behind.
+
+    `post_attention_layernorm` says little: beside a norm behind the MLP it stands behind the attention, else before
+    the MLP.
+    """
+    if hasattr(layer, "post_feedforward_layernorm"):  # Gemma 2 and 3, OLMo-2
+        return layer.post_attention_layernorm, layer.post_feedforward_layernorm
+    if hasattr(layer, "post_mlp_layernorm"):  # GLM-4
+        return layer.post_self_attn_layernorm, layer.post_mlp_layernorm
+    return layer.self_attn, layer.mlp
 
 
 @contextmanager

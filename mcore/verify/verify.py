@@ -1,9 +1,11 @@
-"""Both proofs of one Hugging Face folder against one megatron-core checkpoint, and the report of them."""
+"""All proofs of one Hugging Face folder against one megatron-core checkpoint, and the report of them."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -12,12 +14,14 @@ from mcore.backend.parallel import parallel_processes
 from mcore.bridge.convert import HF_FOLDER
 from mcore.bridge.families import dims_of, family_of_config
 from mcore.bridge.hf_config import read_hf_config
+from mcore.bridge.hf_headers import read_headers
 from mcore.folders import refuse_existing, whole_folder
 from mcore.progress import say
 from mcore.select import select_checkpoint
-from mcore.verify.numerical import compare_with_mcore, trace_hf
+from mcore.verify.numerical import compare_noise, compare_with_mcore, trace_hf
+from mcore.verify.page import write_report
 from mcore.verify.prompts import prompt_set
-from mcore.verify.report import NumericalResult, VerifyReport, package_versions, write_report
+from mcore.verify.report import NoiseResult, NumericalResult, VerifyReport, package_versions
 from mcore.verify.structural import compare_on_disk
 
 
@@ -30,6 +34,9 @@ def verify(
     max_relative_error: float = 1e-4,
     num_prompts: int = 4,
     max_prompt_tokens: int = 96,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    max_noise_ratio: float = 1.25,
+    against_peers: bool = False,
     overwrite: bool = False,
 ) -> VerifyReport:
     """Prove that a Hugging Face folder and a checkpoint are the same model, or write down how they differ.
@@ -46,6 +53,9 @@ def verify(
             standard deviation.
         num_prompts: Number of prompts.
         max_prompt_tokens: Tokens: the longest prompt.
+        dtype: Dtype of the third proof; `auto` is the one that most of the weights have. float32 leaves it out.
+        max_noise_ratio: Noise of megatron-core in that dtype that passes, in multiples of that of transformers.
+        against_peers: Whether the page also says what other tools' rules make of the same logits.
         overwrite: Whether an existing `output` is replaced.
 
     Raises:
@@ -55,13 +65,16 @@ def verify(
     refuse_existing(output, overwrite=overwrite)
     torch.set_float32_matmul_precision("highest")  # a GPU's TF32 has ten bits: no fp32 proof
     chosen = select_checkpoint(mcore, "latest" if iteration is None else "iteration", iteration)
-    config, mcore_config = read_hf_config(hf), read_hf_config(mcore / HF_FOLDER)
+    config = read_hf_config(hf)
+    # A checkpoint from elsewhere has no config beside it; then the Hugging Face folder says what model it is.
+    mcore_config = read_hf_config(mcore / HF_FOLDER) if (mcore / HF_FOLDER).is_dir() else config
     family, dims = family_of_config(config), dims_of(config)
     say(f"verify: {hf} against {chosen.path}, as {chosen.reason}")
     with whole_folder(output, overwrite=overwrite) as folder:
         structural = compare_on_disk(hf, chosen.path, family=family, dims=dims)
         say(f"verify: bits on disk are {'equal' if structural.passed else 'NOT equal'}")
         numerical: NumericalResult | None = None
+        noise: NoiseResult | None = None
         if structural.is_loadable:
             prompts = prompt_set(
                 hf,
@@ -69,17 +82,26 @@ def verify(
                 num_prompts=num_prompts,
                 max_prompt_tokens=min(max_prompt_tokens, config.get("max_position_embeddings") or max_prompt_tokens),
             )
-            reference = trace_hf(hf, prompts)
+            reference = trace_hf(hf, prompts, vocab_size=dims.vocab, num_experts=dims.more.get("experts", 0))
             with parallel_processes(Layout()):
                 numerical = compare_with_mcore(
                     reference,
-                    prompts,
                     config=mcore_config,
                     iteration_dir=chosen.path,
                     max_relative_error=max_relative_error,
                     rounded_to=structural.cast_to,
                 )
-            say(f"verify: logits are {'equal' if numerical.passed else 'NOT equal'}, {numerical.summary}")
+                say(f"verify: logits are {'equal' if numerical.passed else 'NOT equal'}, {numerical.summary}")
+                if (noise_dtype := _noise_dtype(hf, dtype)) != "float32" and numerical.passed:
+                    noise = compare_noise(
+                        reference,
+                        hf=hf,
+                        config=mcore_config,
+                        iteration_dir=chosen.path,
+                        dtype=noise_dtype,
+                        max_noise_ratio=max_noise_ratio,
+                    )
+                    say(f"verify: {noise.summary}")
         report = VerifyReport(
             hf=str(hf),
             mcore=str(chosen.path),
@@ -87,8 +109,24 @@ def verify(
             versions=package_versions(),
             structural=structural,
             numerical=numerical,
-            passed=structural.passed and numerical is not None and numerical.passed,
+            noise=noise,
+            passed=structural.passed and numerical is not None and numerical.passed and (noise is None or noise.passed),
         )
-        write_report(report, folder)
+        write_report(report, folder, against_peers=against_peers)
         (folder / "metrics.json").write_text(json.dumps(report.metrics(), indent=2) + "\n")
     return report
+
+
+def _noise_dtype(
+    hf: Path, dtype: Literal["auto", "float32", "bfloat16", "float16"]
+) -> Literal["float32", "bfloat16", "float16"]:
+    """The dtype that a proof of rounding is made in: `auto` is that of most of the folder's bytes."""
+    if dtype != "auto":
+        return dtype
+    num_bytes: Counter[str] = Counter()
+    for tensor in read_headers(hf).values():
+        num_bytes[tensor.dtype] += tensor.num_bytes
+    most = num_bytes.most_common(1)[0][0]
+    if most == "float32":
+        return "float32"
+    return "float16" if most == "float16" else "bfloat16"  # quantised weights are computed with in bf16

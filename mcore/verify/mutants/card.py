@@ -8,7 +8,8 @@ import platform
 from collections.abc import Sequence
 from itertools import groupby
 
-from mcore.verify.mutants.run import MAX_MEAN_ABS, MAX_RELATIVE_ERROR, MIN_COSINE, Verdict
+from mcore.verify.mutants.run import MAX_RELATIVE_ERROR, Verdict
+from mcore.verify.peers import MAX_MEAN_ABS, MIN_COSINE
 from mcore.verify.report import package_versions
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,19 +22,13 @@ from mcore.progress import progress
 from mcore.select import RELEASE
 from mcore.verify.mutants.catalogue import Mutant
 from mcore.verify.mutants.tiny_models import write_tiny_model
-from mcore.verify.numerical import compare_with_mcore, trace_hf
-from mcore.verify.prompts import PromptSet, prompt_set
+from mcore.verify.numerical import Reference, compare_with_mcore, trace_hf
+from mcore.verify.peers import PeerVerdicts, peer_verdicts
+from mcore.verify.prompts import prompt_set
 from mcore.verify.report import NumericalResult, ReportModel, StructuralResult
 from mcore.verify.structural import compare_on_disk
-from mcore.verify.traces import Trace
 
 MAX_RELATIVE_ERROR = 1e-4
-MAX_MEAN_ABS = 0.1
-"""The bound that Megatron-SWIFT's `--test_convert_precision` prints as advice for the mean absolute difference."""
-MIN_COSINE = 0.99
-"""A bound for the cosine similarity of logits: stricter than the 0.98 at which Megatron-Bridge's comparison prints a
-check mark (`examples/conversion/compare_hf_and_megatron/compare.py` at 013ed71, last position only)."""
-
 HEALTHY: tuple[tuple[str, dict[str, Any]], ...] = (
     ("llama", {}),
     ("llama", {"tie_word_embeddings": True}),
@@ -72,12 +65,12 @@ class Verdict(ReportModel):
     @property
     def passes_mean_abs(self) -> bool:
         """Whether the mean absolute difference alone would have let it pass."""
-        return not self.not_loaded and self.mean_abs < MAX_MEAN_ABS
+        return PeerVerdicts(self.mean_abs, self.mean_cosine).passes_mean_abs
 
     @property
     def passes_cosine(self) -> bool:
         """Whether the cosine similarity alone would have let it pass."""
-        return not self.not_loaded and self.mean_cosine > MIN_COSINE
+        return PeerVerdicts(self.mean_abs, self.mean_cosine).passes_cosine
 
 
 class Results(ReportModel):
@@ -88,12 +81,11 @@ class Results(ReportModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class Healthy:
     """A healthy model, and what transformers computes with it."""
 
     hf: Path
-    prompts: PromptSet
-    traces: Sequence[Trace]
+    reference: Reference
 
 
 def run_mutants(mutants: Sequence[Mutant], scratch: Path) -> list[Verdict]:
@@ -126,7 +118,7 @@ def run_mutants(mutants: Sequence[Mutant], scratch: Path) -> list[Verdict]:
 def run_healthy(num_seeds: int, scratch: Path) -> list[Verdict]:
     """Convert and verify healthy models: every kind in `HEALTHY`, `num_seeds` of each."""
     kinds = [(family, changes, seed) for family, changes in HEALTHY for seed in range(num_seeds)]
-    made: list[tuple[Reference, Path, StructuralResult]] = []
+    made: list[tuple[Healthy, Path, StructuralResult]] = []
     for number, (family, changes, seed) in enumerate(kinds):
         healthy = reference(scratch / f"{number}_source", family, changes, seed=seed)
         checkpoint = scratch / f"{number}_mcore"
@@ -141,19 +133,19 @@ def run_healthy(num_seeds: int, scratch: Path) -> list[Verdict]:
     return verdicts
 
 
-def reference(folder: Path, family: str, changes: dict[str, Any], *, seed: int) -> Reference:
+def reference(folder: Path, family: str, changes: dict[str, Any], *, seed: int) -> Healthy:
     """A healthy tiny model, written to `folder`, and what transformers computes with it."""
     hf = write_tiny_model(folder, family, seed, **changes)
     config = read_hf_config(hf)
     prompts = prompt_set(hf, vocab_size=config["vocab_size"], num_prompts=2, max_prompt_tokens=96)
-    return Reference(hf, prompts, trace_hf(hf, prompts))
+    dims = dims_of(config)
+    return Healthy(hf, trace_hf(hf, prompts, vocab_size=dims.vocab, num_experts=dims.more.get("experts", 0)))
 
 
-def logits_of(healthy: Reference, checkpoint: Path) -> NumericalResult:
+def logits_of(healthy: Healthy, checkpoint: Path) -> NumericalResult:
     """T1 of a converted checkpoint against the healthy model. Process groups must be running."""
     return compare_with_mcore(
-        healthy.traces,
-        healthy.prompts,
+        healthy.reference,
         config=read_hf_config(checkpoint / HF_FOLDER),
         iteration_dir=checkpoint / RELEASE,
         max_relative_error=MAX_RELATIVE_ERROR,
@@ -190,6 +182,7 @@ def _verdict(
     name: str, family: str, what: str, where: str, structural: StructuralResult, numerical: NumericalResult
 ) -> Verdict:
     prompts = numerical.prompts
+    peers = peer_verdicts(prompts)
     return Verdict(
         name=name,
         family=family,
@@ -200,12 +193,7 @@ def _verdict(
         relative_error=numerical.relative_error if prompts else float("nan"),
         first_bad_point=numerical.first_bad_point,
         not_loaded=numerical.not_loaded,
-        mean_abs=_largest([prompt.mean_abs for prompt in prompts]),
-        mean_cosine=-_largest([-prompt.mean_cosine for prompt in prompts]),
+        mean_abs=peers.mean_abs,
+        mean_cosine=peers.mean_cosine,
         top1_agreement=min((prompt.top1_agreement for prompt in prompts), default=0.0),
     )
-
-
-def _largest(values: Sequence[float]) -> float:
-    """The largest, or NaN if any is NaN or there is none."""
-    return float("nan") if not values or any(math.isnan(value) for value in values) else max(values)

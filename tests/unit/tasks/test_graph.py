@@ -27,6 +27,8 @@ TABLE = {
     "verify.max_relative_error": (1.0e-5, PROOFS),
     "verify.num_prompts": (2, PROOFS),
     "verify.max_prompt_tokens": (32, PROOFS),
+    "verify.dtype": ("bfloat16", PROOFS),
+    "verify.max_noise_ratio": (1.1, PROOFS),
     "data.dataset": (["data/other.jsonl"], FROM_TRAIN),
     "data.val_dataset": (["data/other.jsonl"], FROM_TRAIN),
     "data.split_dataset_ratio": (0.1, FROM_TRAIN),

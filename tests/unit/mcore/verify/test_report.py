@@ -5,6 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from mcore.errors import PrecisionError
+from mcore.verify.page import write_report
 from mcore.verify.report import (
     NumericalResult,
     PointResult,
@@ -14,7 +15,6 @@ from mcore.verify.report import (
     VerifyReport,
     read_report,
     worst,
-    write_report,
 )
 
 

@@ -4,9 +4,12 @@ import subprocess
 import sys
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from mcore.bridge.convert import convert
 from mcore.bridge.export import export
-from mcore.errors import CheckpointError, ConfigError, SourceError, error_from_json
+from mcore.errors import CheckpointError, ConfigError, PrecisionError, SourceError, error_from_json
+from mcore.verify.mutants.tiny_models import write_tiny_model
 from mcore.verify.report import read_report
 from mcore.verify.verify import verify
 
@@ -143,3 +146,23 @@ def copy_of(checkpoint, folder, *, weights=True):
 def change_config(folder, **fields):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_a_model_in_bfloat16_is_also_compared_by_its_noise(tmp_path):
+    hf = write_tiny_model(tmp_path / "fp32", "qwen3", 3)
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(hf / "model.safetensors").items()}
+    save_file(tensors, hf / "model.safetensors", metadata={"format": "pt"})
+    convert(hf, tmp_path / "mcore")
+    report = verify(hf, tmp_path / "mcore", tmp_path / "out", against_peers=True)
+    assert report.passed
+    assert report.noise.dtype == "bfloat16"
+    assert 1e-3 < report.noise.hf_noise < 0.1
+    assert 0.8 < report.noise.ratio < 1.25
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "Logits in bfloat16 (T2): as near" in page
+    assert "Megatron-SWIFT" in page
+    noisier = verify(hf, tmp_path / "mcore", tmp_path / "strict", max_noise_ratio=0.5)
+    assert not noisier.passed and noisier.numerical.passed
+    with pytest.raises(PrecisionError, match=r"logits in bfloat16.*ratio .*gate 0\.5"):
+        noisier.raise_if_failed()
+    assert verify(hf, tmp_path / "mcore", tmp_path / "off", dtype="float32").noise is None
