@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mcore.backend.meta import CheckpointContent, sharded_shapes
-from mcore.bridge.dist_files import DistWriter
+from mcore.bridge.dist_writer import DistWriter
 from mcore.bridge.families import dims_of, family_of_config
 from mcore.bridge.hf_config import copy_small_files, read_hf_config
 from mcore.bridge.hf_files import StoredRows, open_tensor

@@ -1,7 +1,7 @@
-"""torch_dist checkpoints, megatron-core's own format, written and read without a model and without process groups.
+"""torch_dist checkpoints, megatron-core's own format, read without a model and without process groups.
 
     .metadata        torch's DCP metadata, pickled: shape, dtype and chunks of every tensor, and where each chunk lies
-    __0_0.distcp     chunks one after another, each as torch.save wrote it
+    __0_0.distcp     chunks one after another, each as torch.save wrote it; other processes wrote __1_0.distcp and so on
     common.pt        what is the same on all ranks: a plain dictionary
     metadata.json    name and version of the format, written last: without it there is no checkpoint
 
@@ -13,11 +13,9 @@ torch 2.13 `distributed/checkpoint/filesystem.py`.
 from __future__ import annotations
 
 import io
-import json
 import math
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
@@ -29,17 +27,11 @@ from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint import planner as dcp_planner
 from torch.distributed.checkpoint.utils import _create_file_view
 
+from mcore.bridge.chunk_frames import framed_tensor
 from mcore.bridge.dims import Shape
+from mcore.bridge.spans import Span
 from mcore.errors import CheckpointError, Problem
 from mcore.select import completeness_problems
-
-SHARD = "__0_0.distcp"
-FORMAT = {
-    "sharded_backend": "torch_dist",
-    "sharded_backend_version": 1,
-    "common_backend": "torch",
-    "common_backend_version": 1,
-}
 
 _PLAIN = {
     "torch": (torch, ("Size", "bfloat16", "float16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64")),
@@ -64,70 +56,6 @@ _PLAIN = {
     ),
 }
 """All that a `.metadata` file may name. None of it does more than hold values."""
-
-
-class DistWriter:
-    """Writes a checkpoint chunk by chunk. The same calls give the same bytes."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._file = (folder / SHARD).open("wb")
-        self._entries: dict[str, Any] = {}
-        self._places: dict[Any, Any] = {}
-
-    def write_chunk(self, key: str, shape: Shape, offsets: Sequence[int], chunk: Tensor) -> None:
-        """Append a part of a tensor.
-
-        Args:
-            key: The tensor's key.
-            shape: The whole tensor's shape.
-            offsets: Where the chunk begins, one number an axis.
-            chunk: The part, with as many axes as the whole.
-        """
-        properties = dcp.TensorProperties(dtype=chunk.dtype)
-        entry = self._entries.setdefault(key, dcp.TensorStorageMetadata(properties, torch.Size(shape), []))
-        assert entry.properties.dtype == chunk.dtype and entry.size == torch.Size(shape), key
-        index = dcp.MetadataIndex(key, offsets, len(entry.chunks))
-        entry.chunks.append(dcp.ChunkStorageMetadata(torch.Size(offsets), chunk.shape))
-        start = self._file.tell()
-        with _without_crc():
-            torch.save(chunk, self._file)
-        self._note(index, start)
-
-    def write_empty_object(self, key: str) -> None:
-        """Append an object that holds None, as megatron-core's `_extra_state` without FP8 does."""
-        self._entries[key] = dcp.BytesStorageMetadata()
-        start = self._file.tell()
-        torch.save([None], self._file)
-        self._note(dcp.MetadataIndex(key), start)
-
-    def finish(self, common: Mapping[str, Any]) -> int:
-        """Write everything that says where the chunks are, and the format's name last.
-
-        Returns:
-            Bytes of all chunks.
-        """
-        num_bytes = self._file.tell()
-        self._file.close()
-        metadata = dcp.Metadata(self._entries, storage_data=self._places, version=dcp_filesystem.CURRENT_DCP_VERSION)
-        (self._folder / ".metadata").write_bytes(pickle.dumps(metadata, protocol=4))
-        torch.save(dict(common), self._folder / "common.pt")
-        (self._folder / "metadata.json").write_text(json.dumps(FORMAT))
-        return num_bytes
-
-    def _note(self, index: dcp.MetadataIndex, start: int) -> None:
-        self._places[index] = dcp_filesystem._StorageInfo(SHARD, start, self._file.tell() - start)
-
-
-@contextmanager
-def _without_crc() -> Iterator[None]:
-    """Half of torch.save's time goes into checksums that torch.load never looks at."""
-    before = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)
-    try:
-        yield
-    finally:
-        torch.serialization.set_crc32_options(before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +165,32 @@ class DistTensor:
             )
         return out
 
+    def spans(self, index: Sequence[int], rows: slice) -> list[Span] | None:
+        """Where in the files the bytes of some rows lie, in order; None if they are not there row by row.
+
+        Whatever is wrong with a chunk is left for `read_rows` to say.
+        """
+        offsets, sizes = self._box(index, rows)
+        axis = len(index)
+        itemsize = _itemsize(self.dtype)
+        found: list[tuple[int, int, Span]] = []
+        for chunk in self._near(offsets, sizes):
+            overlap = _overlap(chunk, offsets, sizes)
+            if overlap is None:
+                continue
+            start = _data_offset(self, chunk)
+            if start is None or chunk.sizes[axis + 1 :] != self.shape[axis + 1 :]:
+                return None
+            row_bytes = math.prod(self.shape[axis + 1 :]) * itemsize
+            (first, end), num_rows = overlap[axis], chunk.sizes[axis]
+            place = _flat([first for first, _ in overlap[:axis]], chunk.offsets, chunk.sizes)
+            place = place * num_rows + first - chunk.offsets[axis]
+            found.append((first, end, Span(chunk.file, start + place * row_bytes, (end - first) * row_bytes)))
+        found.sort(key=lambda piece: piece[:2])
+        edges = [rows.start, *(end for _, end, _ in found)]
+        is_whole = [first for first, _, _ in found] == edges[:-1] and edges[-1] == rows.stop
+        return [span for _, _, span in found] if is_whole else None
+
 
 def read_dist_tensors(folder: Path) -> dict[str, DistTensor]:
     """All tensors of a checkpoint by key, weights and others; no data is read.
@@ -292,6 +246,31 @@ def _load(tensor: DistTensor, chunk: Chunk) -> Tensor:
             [Problem(f"{tensor.key} in {chunk.file}", str(expected), str(found))],
         )
     return cast(Tensor, loaded)[chunk.index].reshape(chunk.sizes)
+
+
+def _data_offset(tensor: DistTensor, chunk: Chunk) -> int | None:
+    """Where a chunk's first number lies in its file, if its numbers lie there in order."""
+    try:
+        found = framed_tensor(chunk.file, chunk.offset, chunk.num_bytes)
+    except Exception:  # `_load` meets it again, and says what it is
+        return None
+    if found is None or (found.shape, found.dtype) != (chunk.stored_sizes, tensor.dtype):
+        return None
+    place = _flat(chunk.index, (0,) * len(chunk.index), chunk.stored_sizes)
+    return found.data_offset + place * math.prod(chunk.sizes) * _itemsize(tensor.dtype)
+
+
+def _flat(places: Sequence[int], offsets: Sequence[int], sizes: Sequence[int]) -> int:
+    """Number of a place on leading axes, counted through all of them."""
+    number = 0
+    for place, offset, size in zip(places, offsets, sizes, strict=False):
+        number = number * size + place - offset
+    return number
+
+
+def _itemsize(dtype: str) -> int:
+    itemsize: int = getattr(torch, dtype).itemsize
+    return itemsize
 
 
 def _overlap(chunk: Chunk, offsets: Sequence[int], sizes: Sequence[int]) -> list[tuple[int, int]] | None:

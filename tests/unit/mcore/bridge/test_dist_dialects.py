@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mcore.bridge.dist_dialects import Spelling, read_weights, spelling_of
-from mcore.bridge.dist_files import DistWriter
+from mcore.bridge.dist_writer import DistWriter
 from mcore.errors import WeightPlanError
 
 NUM_LAYERS, NUM_EXPERTS, HIDDEN, FFN, VOCAB = 3, 4, 6, 5, 8

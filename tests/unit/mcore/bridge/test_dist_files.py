@@ -6,7 +6,8 @@ import pickle
 import pytest
 import torch
 
-from mcore.bridge.dist_files import DistWriter, read_dist_tensors
+from mcore.bridge.dist_files import read_dist_tensors
+from mcore.bridge.dist_writer import DistWriter
 from mcore.errors import CheckpointError
 from mcore.select import completeness_problems
 

@@ -5,7 +5,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from mcore.bridge.convert import convert
-from mcore.bridge.dist_files import DistWriter, read_dist_tensors
+from mcore.bridge.dist_files import read_dist_tensors
+from mcore.bridge.dist_writer import DistWriter
 from mcore.bridge.families import dims_of, family_of_config
 from mcore.bridge.hf_config import read_hf_config
 from mcore.verify.mutants.tiny_models import write_tiny_model
