@@ -1,28 +1,39 @@
 """Layer specs: which modules megatron-core builds its decoder from.
 
-`torch` runs anywhere (SDPA, our norm). `transformer_engine` needs CUDA and the package. Both give the same names and
+`torch` runs anywhere (SDPA, our norms). `transformer_engine` needs CUDA and the package. Both give the same names and
 shapes in a checkpoint.
-
-S sequence, B batch, H hidden, N query heads of this rank, G query groups of this rank, D head size
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from megatron.core.models.gpt.gpt_layer_specs import (
-    get_gpt_layer_local_spec,
-    get_gpt_layer_with_transformer_engine_spec,
-)
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
-from torch import Tensor
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    get_transformer_layer_offset,
+)
 
+from mcore.backend.attention import SDPAttention
+from mcore.backend.linear import InputLinear, OutputLinear
+from mcore.backend.moe import moe_layer_spec
+from mcore.backend.norms import ProjectionRMSNorm, RMSNorm
+from mcore.bridge.dims import ModelDims
+from mcore.bridge.features import Features
 from mcore.errors import ConfigError, Problem
 
 Backend = Literal["torch", "transformer_engine"]
@@ -46,70 +57,128 @@ def resolve_backend(backend: Literal["auto", "torch", "transformer_engine"]) -> 
     return backend
 
 
-def layer_spec(config: TransformerConfig, backend: Backend) -> ModuleSpec | TransformerBlockSubmodules:
-    """What `GPTModel` builds the decoder layers of this pipeline stage from."""
-    if backend == "transformer_engine":
-        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
-    layer = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
-    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
-    attention = layer.submodules.self_attention.submodules
-    attention.core_attention = SDPAttention
-    if config.qk_layernorm:
-        attention.q_layernorm = attention.k_layernorm = RMSNorm
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
+def layer_spec(
+    config: TransformerConfig,
+    features: Features,
+    dims: ModelDims,
+    backend: Backend,
+    *,
+    vp_stage: int | None = None,
+) -> TransformerBlockSubmodules:
+    """What `GPTModel` builds the decoder layers of this pipeline stage from.
 
+    Args:
+        config: Of the whole model.
+        features: What the config has no field for.
+        dims: Say which layers have experts.
+        backend: Which layers.
+        vp_stage: Which of this process's parts of the layers, with virtual pipeline stages.
 
-class RMSNorm(torch.nn.Module):
-    """Root mean square norm over the last axis: statistics in fp32, scaled in the input's dtype, as transformers does.
-
-    megatron-core's own wrapper of torch's norm refuses sequence parallelism and keeps its weight in fp32 whatever
-    `params_dtype` is.
+    Raises:
+        ConfigError: The backend lacks something that the model has.
     """
+    if backend == "transformer_engine":
+        from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.eps = eps
-        device = torch.cuda.current_device()
-        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=device))
-        # Under SP each rank sees a part of the sequence; megatron sums the gradients of parameters marked so.
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Normalised input, `[..., size]` like the input."""
-        normalised = F.rms_norm(hidden.float(), (hidden.shape[-1],), eps=self.eps)
-        return self.weight * normalised.to(hidden.dtype)
-
-
-class SDPAttention(torch.nn.Module):
-    """Causal attention by torch's fused kernel, in megatron-core's place for it (`core_attention`)."""
-
-    def __init__(self, config: TransformerConfig, softmax_scale: float | None = None, **_unused: Any) -> None:
-        super().__init__()
-        self.softmax_scale = softmax_scale  # None: 1 / sqrt(D), in torch as in megatron
-        self.dropout = config.attention_dropout
-
-    def forward(
-        self,
-        query_SBND: Tensor,
-        key_SBGD: Tensor,
-        value_SBGD: Tensor,
-        attention_mask: Tensor | None,
-        *,
-        attn_mask_type: AttnMaskType | None = None,
-        attention_bias: Tensor | None = None,
-        packed_seq_params: Any = None,
-    ) -> Tensor:
-        """Attention's output, `[S, B, N * D]`."""
-        assert attention_mask is None and attention_bias is None, "this attention is causal and takes no other mask"
-        assert packed_seq_params is None, "packing needs backend transformer_engine"
-        query_BNSD, key_BGSD, value_BGSD = (x.permute(1, 2, 0, 3) for x in (query_SBND, key_SBGD, value_SBGD))
-        context_BNSD = F.scaled_dot_product_attention(
-            query_BNSD,
-            key_BGSD,
-            value_BGSD,
-            is_causal=True,
-            dropout_p=self.dropout if self.training else 0.0,
-            scale=self.softmax_scale,
-            enable_gqa=query_BNSD.shape[1] != key_BGSD.shape[1],
+        _refuse_what_engine_lacks(features)
+        dense = get_gpt_layer_with_transformer_engine_spec(
+            qk_layernorm=config.qk_layernorm, multi_latent_attention=config.multi_latent_attention
         )
-        return context_BNSD.permute(2, 0, 1, 3).flatten(2)
+        final_norm: Any = TESpecProvider().layer_norm()
+    else:
+        dense, final_norm = decoder_layer(config, features), norm(features)
+    with_experts = moe_layer_spec(dense, config, backend) if any(dims.moe_layers) else dense
+    first = get_transformer_layer_offset(config, vp_stage)
+    numbers = range(first, first + get_num_layers_to_build(config, vp_stage))
+    layers = [with_experts if dims.is_moe(number) else dense for number in numbers]
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=final_norm)
+
+
+def decoder_layer(config: TransformerConfig, features: Features) -> ModuleSpec:
+    """Spec of one decoder layer without experts, of backend `torch`.
+
+    Checkpoints name norms as Transformer Engine does, which has them in the linear layer that they go into.
+    """
+    input_norm = IdentityOp if features.norm_placement == "behind" else norm(features)
+    keys = {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
+    if not config.multi_latent_attention:
+        keys["input_layernorm."] = "self_attention.linear_qkv.layer_norm_"
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=input_norm,
+            self_attention=self_attention(config, features),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=input_norm,
+            mlp=dense_mlp(features),
+            mlp_bda=get_bias_dropout_add,
+            sharded_state_dict_keys_map=keys,
+        ),
+    )
+
+
+def self_attention(config: TransformerConfig, features: Features) -> ModuleSpec:
+    """Attention whose query, key and value are one projection of the hidden states."""
+    query_norm = key_norm = norm(features) if config.qk_layernorm else IdentityOp
+    if features.qk_norm_over == "projection":
+        query_norm = _projection_norm(features, config.num_attention_heads)
+        key_norm = _projection_norm(features, config.num_query_groups)
+    return ModuleSpec(
+        module=SelfAttention,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=ModuleSpec(module=InputLinear, params={"has_bias": features.attention_input_bias}),
+            core_attention=core_attention(features),
+            linear_proj=output_linear(features, has_bias=features.attention_output_bias),
+            q_layernorm=query_norm,
+            k_layernorm=key_norm,
+        ),
+    )
+
+
+def dense_mlp(features: Features) -> ModuleSpec:
+    """The MLP of a layer without experts."""
+    submodules = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=output_linear(features))
+    return ModuleSpec(module=MLP, submodules=submodules)
+
+
+def norm(features: Features) -> ModuleSpec:
+    """Every norm of the model but those over a whole projection."""
+    return ModuleSpec(module=RMSNorm, params={"scale_in_fp32": features.norms_scale_in_fp32})
+
+
+def core_attention(features: Features) -> partial[SDPAttention]:
+    """Attention of given queries, keys and values."""
+    return partial(SDPAttention, windows=features.windows, softcap=features.attention_softcap)
+
+
+def output_linear(features: Features, *, has_bias: bool | None = None) -> ModuleSpec:
+    """The last linear layer of attention or of a dense MLP."""
+    post_layernorm = None if features.norm_placement == "before" else norm(features)
+    return ModuleSpec(module=OutputLinear, params={"has_bias": has_bias, "post_layernorm": post_layernorm})
+
+
+def _input_linear(has_bias: bool | None, *args: Any, bias: bool, **kwargs: Any) -> ColumnParallelLinear:
+    """The first linear layer of attention. `has_bias` is whether it has a bias, where megatron's config is wrong."""
+    return ColumnParallelLinear(*args, bias=bias if has_bias is None else has_bias, **kwargs)
+
+
+def _projection_norm(features: Features, num_heads: int) -> ModuleSpec:
+    params = {"num_heads": num_heads, "scale_in_fp32": features.norms_scale_in_fp32}
+    return ModuleSpec(module=ProjectionRMSNorm, params=params)
+
+
+ON_TOP_OF_ANY_LAYER = ("logit_softcap", "embedding_scale", "rope_of_layer", "num_labels", "norms_scale_in_fp32")
+"""Features that are no part of a layer, and how norms round, which Transformer Engine does in its own way anyhow."""
+
+
+def _refuse_what_engine_lacks(features: Features) -> None:
+    problems = [
+        Problem(f"feature {field.name}", "none with transformer_engine", repr(getattr(features, field.name)))
+        for field in dataclasses.fields(features)
+        if field.name not in ON_TOP_OF_ANY_LAYER and getattr(features, field.name) != field.default
+    ]
+    if problems:
+        raise ConfigError(
+            "backend transformer_engine can't build this model", [*problems, Problem("Set backend: torch.")]
+        )

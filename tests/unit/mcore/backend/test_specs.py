@@ -9,7 +9,9 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from mcore.backend.specs import RMSNorm, SDPAttention, resolve_backend
+from mcore.backend.attention import SDPAttention
+from mcore.backend.norms import RMSNorm
+from mcore.backend.specs import resolve_backend
 from mcore.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -17,7 +19,13 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 
 def config(dtype: torch.dtype = torch.float32, *, sequence_parallel: bool = False) -> SimpleNamespace:
-    return SimpleNamespace(params_dtype=dtype, sequence_parallel=sequence_parallel, attention_dropout=0.0)
+    return SimpleNamespace(
+        params_dtype=dtype,
+        sequence_parallel=sequence_parallel,
+        attention_dropout=0.0,
+        softmax_type="vanilla",
+        layernorm_zero_centered_gamma=False,
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
