@@ -10,7 +10,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,9 +18,12 @@ import torch
 from torch import Tensor
 
 from mcore.bridge.dims import Shape
+from mcore.bridge.hf_dequantise import dequantise_fp8, dequantise_mxfp4
 from mcore.bridge.hf_headers import DTYPES, INDEX_FILE, SINGLE_FILE, StoredTensor
 from mcore.bridge.hf_tensors import HfTensor
 
+ROWS_DEQUANTISED = 128
+"""Rows that are dequantised at a time: as many as a usual block has, so that the work stays in a processor's cache."""
 CODE_OF = {torch_name: (code, item_bytes) for code, (torch_name, item_bytes) in DTYPES.items()}
 
 
@@ -51,8 +54,36 @@ class StoredRows:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class DequantisedRows:
+    """A quantised tensor that is dequantised where it is sliced."""
+
+    tensor: HfTensor
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """A new tensor `[rows, columns]`, bfloat16."""
+        num_rows, num_columns = self.tensor.shape
+        numbers = range(*rows.indices(num_rows))
+        out = torch.empty(len(numbers), num_columns, dtype=torch.bfloat16)
+        for start in range(0, len(numbers), ROWS_DEQUANTISED):
+            few = numbers[start : start + ROWS_DEQUANTISED]
+            out[start : start + len(few)] = self._dequantised(few)
+        return out
+
+    def _dequantised(self, rows: range) -> Tensor:
+        stored, scales, block = self.tensor.stored, self.tensor.scales, self.tensor.block
+        assert scales is not None, self.tensor.name  # the plan refuses them
+        codes = StoredRows(replace(stored, dtype="uint8"))[rows.start : rows.stop : rows.step]
+        if self.tensor.reading == "mxfp4":
+            return dequantise_mxfp4(codes.flatten(1), StoredRows(scales)[rows.start : rows.stop : rows.step])
+        of_rows = StoredRows(scales)[rows[0] // block[0] : rows[-1] // block[0] + 1]
+        return dequantise_fp8(codes, of_rows, block, rows)
+
+
 def open_tensor(tensor: HfTensor) -> Any:
     """The tensor of a table as something that gives its rows for a slice."""
+    if tensor.reading in ("fp8", "mxfp4"):
+        return DequantisedRows(tensor)
     rows = StoredRows(tensor.stored)
     # The rows of a transposed matrix lie scattered, so all of it is read at once: one expert's, which is small.
     return rows[0 : tensor.stored.shape[0]].T if tensor.reading == "transposed" else rows

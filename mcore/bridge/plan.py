@@ -7,6 +7,7 @@ else ends in one error that lists all of it. No torch here.
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +15,23 @@ from typing import Protocol
 
 from mcore.bridge.dims import ModelDims, Shape
 from mcore.bridge.hf_headers import StoredTensor
-from mcore.bridge.hf_tensors import HfTensor, find_hf_tensors
+from mcore.bridge.hf_quantised import Quantisation
+from mcore.bridge.hf_tensors import HfTensor, activation_scales, find_hf_tensors, scale_problems
 from mcore.bridge.rules import LAYER, MTP, Family, Rule
 from mcore.errors import Problem, WeightPlanError
 
 WEIGHT_DTYPES = ("bfloat16", "float16", "float32")
 """torch's names of the dtypes that weights may have."""
+
+STALE_BUFFERS = (
+    "rotary_emb.inv_freq",
+    "rotary_emb.cos_cached",
+    "rotary_emb.sin_cached",
+    "rotary_emb_local.inv_freq",
+    "masked_bias",
+)
+"""Endings of the names of what older versions of transformers saved although it follows from the config."""
+LAYER_NUMBER = re.compile(r"\blayers\.(\d{1,9})\.")
 
 NO_WEIGHTS = ("optimizer.*", "chained_*.optimizer.*", "rng_state*", "rerun_state_machine_state*")
 """Tensors of a training checkpoint that are no weights and are left out on export."""
@@ -122,7 +134,12 @@ def mcore_shapes_of(family: Family, dims: ModelDims) -> dict[str, Shape]:
 
 
 def plan_convert(
-    family: Family, dims: ModelDims, *, hf: Mapping[str, StoredTensor], mcore_shapes: Mapping[str, Shape]
+    family: Family,
+    dims: ModelDims,
+    *,
+    hf: Mapping[str, StoredTensor],
+    mcore_shapes: Mapping[str, Shape],
+    quantisation: Quantisation | None = None,
 ) -> Plan:
     """The plan from Hugging Face to megatron.
 
@@ -131,6 +148,7 @@ def plan_convert(
         dims: Its sizes.
         hf: Tensors of the safetensors' headers, by name.
         mcore_shapes: Global shapes that megatron's model loads, by key.
+        quantisation: How quantised weights are stored, as the config says.
 
     Raises:
         WeightPlanError: Lists everything missing, unclaimed, doubly claimed, misshapen or of a wrong dtype.
@@ -140,10 +158,11 @@ def plan_convert(
     wanted = {
         name: shape for step in steps for name, shape in zip(step.hf_names, step.rule.hf_shapes(dims), strict=True)
     }
-    found = find_hf_tensors(wanted, hf)
-    ignored = ignored_names(family, dims) & hf.keys()
+    found = find_hf_tensors(wanted, hf, quantisation)
+    ignored = ignored_names(family, dims, hf) | activation_scales(found, hf, quantisation)
     tied = tied_copies(family, dims, hf)
-    explained = {tensor.source for tensor in found.values()} | ignored | {copy for copy, _ in tied}
+    claimed = {name for tensor in found.values() for name, _ in tensor.claims}
+    explained = claimed | ignored | {copy for copy, _ in tied}
     problems += [
         Problem(f"hf {name}", f"a tensor {_text(shape)}", "none", "Not all weights are there, or config.json is wrong.")
         for name, shape in sorted(wanted.items())
@@ -159,6 +178,7 @@ def plan_convert(
         if name in found and tuple(found[name].shape) != shape
     ]
     problems += _partly_claimed(found, hf)
+    problems += scale_problems(found, quantisation)
     problems += _dtype_problems("hf", {name: tensor.dtype for name, tensor in found.items()})
     problems += _mixed_dtypes(steps, found)
     problems += _mcore_problems(family, dims, steps, mcore_shapes)
@@ -194,10 +214,17 @@ def plan_export(family: Family, dims: ModelDims, *, mcore: Mapping[str, Describe
     return Plan(steps, dims)
 
 
-def ignored_names(family: Family, dims: ModelDims) -> set[str]:
-    """Names of Hugging Face tensors that the table leaves out, at every layer."""
+def ignored_names(family: Family, dims: ModelDims, stored: Iterable[str]) -> set[str]:
+    """Stored Hugging Face tensors that are left out: those the table names, at every layer, and old buffers."""
     layers = range(dims.num_layers + dims.num_mtp_layers)
-    return {pattern.replace(LAYER, str(layer)) for pattern in family.ignored_hf for layer in layers}
+    named = {pattern.replace(LAYER, str(layer)) for pattern in family.ignored_hf for layer in layers}
+    return {name for name in stored if name in named or _is_stale_buffer(name, layers)}
+
+
+def _is_stale_buffer(name: str, layers: Container[int]) -> bool:
+    layer = LAYER_NUMBER.search(name)
+    ending = name.endswith(tuple(f".{buffer}" for buffer in STALE_BUFFERS))
+    return ending and (layer is None or int(layer[1]) in layers)
 
 
 def tied_copies(family: Family, dims: ModelDims, stored: Container[str]) -> tuple[tuple[str, str], ...]:
@@ -242,7 +269,8 @@ def _partly_claimed(found: Mapping[str, HfTensor], stored: Mapping[str, StoredTe
     """Stored tensors of which the table's rows take other bytes than all of them, each once."""
     claimed: Counter[str] = Counter()
     for tensor in found.values():
-        claimed[tensor.source] += tensor.num_bytes
+        for name, num_bytes in tensor.claims:
+            claimed[name] += num_bytes
     return [
         Problem(f"hf {name}", f"rows for all {stored[name].num_bytes} bytes", f"rows for {num_bytes}")
         for name, num_bytes in sorted(claimed.items())
@@ -252,7 +280,12 @@ def _partly_claimed(found: Mapping[str, HfTensor], stored: Mapping[str, StoredTe
 
 def _dtype_problems(side: str, dtypes: Mapping[str, str]) -> list[Problem]:
     return [
-        Problem(f"{side} {name}", f"one of {', '.join(WEIGHT_DTYPES)}", dtype, "Quantised weights are not converted.")
+        Problem(
+            f"{side} {name}",
+            f"one of {', '.join(WEIGHT_DTYPES)}",
+            dtype,
+            "It is no weight, or quantised in a way that is not known.",
+        )
         for name, dtype in sorted(dtypes.items())
         if dtype not in WEIGHT_DTYPES
     ]

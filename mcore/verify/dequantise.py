@@ -29,8 +29,10 @@ def fp8_weight(weight_RC: Tensor, scales_KG: Tensor, block: tuple[int, int]) -> 
     scales_KG = scales_KG.reshape(-(-num_rows // block[0]), -(-num_columns // block[1]))
     padded = torch.zeros(*(num * size for num, size in zip(scales_KG.shape, block, strict=True)), dtype=torch.uint8)
     padded[:num_rows, :num_columns] = weight_RC.view(torch.uint8)
-    convert = Fp8Dequantize(hf_quantizer=None).convert
-    whole: Any = convert({"weight$": padded.view(weight_RC.dtype), "weight_scale_inv": scales_KG.float()})["weight"]
+    dequantize: Any = Fp8Dequantize
+    whole = dequantize(hf_quantizer=None).convert(
+        {"weight$": padded.view(weight_RC.dtype), "weight_scale_inv": scales_KG.float()}
+    )["weight"]
     return cast(Tensor, whole)[:num_rows, :num_columns].to(torch.bfloat16)
 
 
@@ -38,7 +40,7 @@ def mxfp4_weight(blocks_ERGB: Tensor, scales_ERG: Tensor) -> Tensor:
     """MXFP4 weights of experts as a bfloat16 file holds them, `[E, columns, R]`."""
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-    return cast(Tensor, convert_moe_packed_tensors(blocks_ERGB, scales_ERG))
+    return convert_moe_packed_tensors(blocks_ERGB, scales_ERG)
 
 
 def dequantised_state(stored: Mapping[str, StoredTensor], quantisation: Quantisation) -> dict[str, Tensor]:

@@ -3,7 +3,8 @@
 Both sides are read again from their files, the Hugging Face one with the safetensors package. Row by row of the
 family's table, megatron's tensor is cut into the Hugging Face tensors it is made of, and these must equal the stored
 ones bit for bit. Where the dtypes differ (an export with a dtype of its own), megatron's values must be equal after
-exactly that cast. Quantised tensors are dequantised for it by transformers' functions. A wrong table that is its own inverse passes this proof: it takes the logits (T1) to see it.
+exactly that cast. Quantised tensors are dequantised for it by transformers' functions. A wrong table that is its own
+inverse passes this proof: it takes the logits (T1) to see it.
 
 One window of rows is in memory at a time.
 """
@@ -24,8 +25,8 @@ from torch import Tensor
 from mcore.bridge.dims import ModelDims, Shape
 from mcore.bridge.dist_dialects import EMBEDDING, read_weights
 from mcore.bridge.dist_files import DistTensor
-from mcore.bridge.hf_headers import StoredTensor, read_headers
 from mcore.bridge.hf_config import read_hf_config
+from mcore.bridge.hf_headers import StoredTensor, read_headers
 from mcore.bridge.hf_quantised import quantisation_of
 from mcore.bridge.hf_tensors import HfTensor, activation_scales, find_hf_tensors, is_whole, scale_problems
 from mcore.bridge.plan import Step, global_shape, ignored_names, mcore_shapes_of, steps_of, tied_copies

@@ -131,10 +131,17 @@ def test_old_rotary_buffers_are_left_out_by_name():
 
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen3"])
-def test_younger_families_have_no_such_buffers(name):
+def test_old_buffers_are_left_out_in_every_family(name):
     side = Side(name)
-    side.hf["model.layers.0.self_attn.rotary_emb.inv_freq"] = stored("model.layers.0.self_attn.rotary_emb.inv_freq", 4)
-    assert side.problems().keys() == {"hf model.layers.0.self_attn.rotary_emb.inv_freq"}
+    old = {
+        "model.rotary_emb.inv_freq",
+        "model.layers.0.self_attn.rotary_emb.cos_cached",
+        "model.layers.3.self_attn.masked_bias",
+    }
+    side.hf |= {name: stored(name, 4) for name in old}
+    assert set(side.convert().ignored_hf) == old
+    side.hf["model.layers.0.self_attn.unmasked_bias"] = stored("model.layers.0.self_attn.unmasked_bias", 4)
+    assert side.problems().keys() == {"hf model.layers.0.self_attn.unmasked_bias"}
 
 
 def test_a_tied_models_stored_head_must_equal_its_embedding():
