@@ -6,6 +6,7 @@ Random-initialised norms are all ones and biases all zeros, which hides swapped 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from transformers.core_model_loading import revert_weight_conversion
 from mcore.bridge.families import dims_of, family_of_config
 from mcore.bridge.hf_tensors import part_name
 from mcore.bridge.plan import global_shape, steps_of
+from tests.tiny_dense import DENSE
+from tests.tiny_normed import NORMED
 
 SIZES = {
     "vocab_size": 250,
@@ -65,9 +68,10 @@ MODELS: Mapping[str, tuple[type[PreTrainedModel], type[Any], Mapping[str, Any]]]
 def tiny_hf_model(
     name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """A model of `MODELS` in eval mode, and the mapping of its `config.json`."""
-    model_class, config_class, options = MODELS[name]
-    hf_config = config_class(**{**SIZES, **options})
+    """A model of `MODELS`, `DENSE` or `NORMED` in eval mode, and the mapping of its `config.json`."""
+    model_class, config_class, options = {**MODELS, **DENSE, **NORMED}[name]
+    # A config class moves fields inside of the mappings that it is given.
+    hf_config = config_class(**deepcopy({**SIZES, **options}), attn_implementation="eager")
     generator = torch.Generator().manual_seed(seed)
     model = model_class(hf_config).eval()
     with torch.no_grad():

@@ -14,9 +14,24 @@ from mcore.errors import ConfigError, Problem
 
 SUPPORTED: Mapping[str, str] = MappingProxyType(
     {
+        "DeepseekV2ForCausalLM": "deepseek_v2",
+        "DeepseekV3ForCausalLM": "deepseek_v3",
+        "GptOssForCausalLM": "gpt_oss",
+        "Gemma2ForCausalLM": "gemma2",
+        "Gemma3ForCausalLM": "gemma3",
+        "Glm4ForCausalLM": "glm4",
+        "Glm4MoeForCausalLM": "glm4_moe",
         "LlamaForCausalLM": "llama",
+        "MinistralForCausalLM": "ministral",
+        "MistralForCausalLM": "mistral",
+        "MixtralForCausalLM": "mixtral",
+        "OlmoeForCausalLM": "olmoe",
+        "Olmo2ForCausalLM": "olmo2",
+        "Phi3ForCausalLM": "phi3",
         "Qwen2ForCausalLM": "qwen2",
+        "Qwen2MoeForCausalLM": "qwen2_moe",
         "Qwen3ForCausalLM": "qwen3",
+        "Qwen3MoeForCausalLM": "qwen3_moe",
     }
 )
 """Module name of the family by the class name in `config.json`'s `architectures`."""

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mcore.bridge.families.dense import dense_transformer_config
+from mcore.bridge.families.windows import FULL
+from mcore.bridge.features import Features
 from mcore.bridge.rules import Copy, Family, GateUp, Qkv, VocabRows
 from mcore.errors import ConfigError, Problem
 
@@ -17,24 +19,26 @@ H, HA, HM = "model.layers.{L}.", "model.layers.{L}.self_attn.", "model.layers.{L
 
 
 def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of megatron's `TransformerConfig`.
+    """Arguments of megatron's `TransformerConfig`."""
+    return dense_transformer_config(
+        config, add_qkv_bias=bool(config.get("attention_bias")), add_bias_linear=bool(config.get("mlp_bias"))
+    )
+
+
+def features(config: Mapping[str, Any]) -> Features:
+    """What `TransformerConfig` has no field for: a bias on all of the attention, or on none of it, whatever MLPs have.
 
     Raises:
-        ConfigError: Only one of `attention_bias` and `mlp_bias` is set, which megatron has no switch for.
+        ConfigError: `layer_types` asks for windows, which transformers' Llama lacks and vLLM's has.
     """
     attention_bias, mlp_bias = bool(config.get("attention_bias")), bool(config.get("mlp_bias"))
-    if attention_bias != mlp_bias:
+    if odd := sorted(set(config.get("layer_types") or ()) - {FULL}):
         raise ConfigError(
-            "the model's biases can't be expressed",
-            [
-                Problem(
-                    "config.json: attention_bias, mlp_bias",
-                    "both true or both false, as megatron-core's add_bias_linear sets all linear layers",
-                    f"{attention_bias}, {mlp_bias}",
-                )
-            ],
+            "the model's attention windows can't be told",
+            [Problem("config.json: layer_types", f"{FULL} in every layer", ", ".join(odd))],
         )
-    return dense_transformer_config(config, add_bias_linear=attention_bias)
+    differs = attention_bias if attention_bias != mlp_bias else None
+    return Features(attention_output_bias=differs, attention_input_bias=differs)
 
 
 # fmt: off
@@ -63,4 +67,5 @@ FAMILY = Family(
     # Buffers that transformers before 4.32 saved; they follow from the config.
     ignored_hf=(HA + "rotary_emb.inv_freq",),
     transformer_config=transformer_config,
+    features=features,
 )

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mcore.bridge.families.dense import dense_transformer_config
+from mcore.bridge.families.windows import qwen_windows
+from mcore.bridge.features import Features
 from mcore.bridge.rules import Copy, Family, GateUp, Qkv, VocabRows
 
 MA, MM = "decoder.layers.{L}.self_attention.", "decoder.layers.{L}.mlp."
@@ -18,6 +20,11 @@ H, HA, HM = "model.layers.{L}.", "model.layers.{L}.self_attn.", "model.layers.{L
 def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of megatron's `TransformerConfig`."""
     return dense_transformer_config(config, add_qkv_bias=True)
+
+
+def features(config: Mapping[str, Any]) -> Features:
+    """What `TransformerConfig` has no field for: windows."""
+    return Features(windows=qwen_windows(config))
 
 
 # fmt: off
@@ -41,4 +48,5 @@ FAMILY = Family(
     hf_architecture="Qwen2ForCausalLM",
     rules=RULES,
     transformer_config=transformer_config,
+    features=features,
 )
