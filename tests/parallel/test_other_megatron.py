@@ -1,0 +1,95 @@
+"""megatron-core 0.16 and 0.19 read what we convert, and whatever they save, in whatever spelling, comes back.
+
+The models in here are megatron-core's own (`other_megatron_cases.py`), so these are the checkpoints of other tools.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mcore.backend.layout import Layout
+from mcore.backend.load import load_weights
+from mcore.backend.model import build_model
+from mcore.backend.parallel import parallel_processes
+from mcore.bridge.convert import convert
+from mcore.bridge.dist_files import read_dist_tensors
+from mcore.bridge.export import export
+from tests.hf_folders import assert_same_weights, weights_of, write_hf_folder
+from tests.parallel.bridge_cases import compare_shards
+from tests.parallel.launch import REPOSITORY, run_torchrun
+from tests.parallel.newer_megatron import newer_megatron
+from tests.tiny_models import PADDED_VOCAB_SIZE, mcore_tensors, tiny_hf_model
+
+DENSE = {"llama_bias": torch.float32, "qwen2": torch.bfloat16, "qwen3_tied": torch.bfloat16}
+EXPERTS: dict[str, torch.dtype] = {}
+MODELS = DENSE | EXPERTS
+VERSIONS = ("0.16", "0.19")
+SPELLINGS = ("engine", "local", "single")
+SAVED = [
+    (name, layout, spelling)
+    for name in MODELS
+    for layout in (("tp2", "pp2", "ep2") if name in EXPERTS else ("tp2", "pp2"))
+    for spelling in SPELLINGS
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("converted")
+    for name, dtype in MODELS.items():
+        config = write_hf_folder(folder / name / "hf", name, dtype=dtype)
+        convert(folder / name / "hf", folder / name / "mcore", make_vocab_size_divisible_by=PADDED_VOCAB_SIZE)
+        (folder / name / "mcore" / "release").rename(folder / name / "release")
+        (folder / name / "config.json").write_text(json.dumps(config))
+        hf_model, hf_config = tiny_hf_model(name, dtype=dtype)
+        expected = mcore_tensors(hf_model, hf_config, padded_vocab_size=PADDED_VOCAB_SIZE)
+        torch.save(expected, folder / name / "expected.pt")
+    return folder
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def saved(folder: Path, request: pytest.FixtureRequest) -> tuple[Path, str]:
+    """Every model was read at its strictest, compared bit for bit, and saved, on two processes."""
+    path = [str(REPOSITORY)] if request.param == "0.16" else [str(newer_megatron()), str(REPOSITORY)]
+    run_torchrun(
+        2,
+        Path(__file__).with_name("other_megatron_cases.py"),
+        folder,
+        folder=folder,
+        env={"PYTHONPATH": os.pathsep.join(path)},
+    )
+    return folder, request.param
+
+
+@pytest.mark.parametrize(("name", "layout", "spelling"), SAVED)
+def test_what_they_save_is_exported(
+    saved: tuple[Path, str], tmp_path: Path, name: str, layout: str, spelling: str
+) -> None:
+    folder, version = saved
+    checkpoint = shutil.copytree(folder / name / f"{version}-{layout}-{spelling}", tmp_path / "checkpoint")
+    shutil.copytree(folder / name / "mcore" / "hf", checkpoint / "hf")
+    stored = read_dist_tensors(checkpoint / "iter_0000005")
+    assert (checkpoint / "iter_0000005" / "common.pt").exists() == (version == "0.16")
+    assert ("decoder.layers.0.mlp.linear_fc1.weight_w" in stored) == (spelling == "single" and name in DENSE)
+    export(checkpoint, tmp_path / "hf", iteration=5)
+    assert_same_weights(weights_of(tmp_path / "hf"), weights_of(folder / name / "hf"))
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("name", MODELS)
+def test_what_they_save_is_loaded(saved: tuple[Path, str], name: str, spelling: str) -> None:
+    folder, version = saved
+    hf_model, config = tiny_hf_model(name, dtype=MODELS[name])
+    with parallel_processes(Layout()):
+        model = build_model(
+            config, padded_vocab_size=PADDED_VOCAB_SIZE, layout=Layout(), params_dtype=MODELS[name], backend="torch"
+        )
+        load_weights(model, folder / name / f"{version}-tp2-{spelling}" / "iter_0000005")
+        expected = mcore_tensors(hf_model, config, padded_vocab_size=PADDED_VOCAB_SIZE)
+        assert sum(compare_shards(model, expected)) == sum(parameter.numel() for parameter in model.parameters())
