@@ -150,9 +150,7 @@ def sizes_for_gloo() -> Iterator[None]:
         sizes = {key: value.tolist() for key, value in kwargs.items() if key.endswith("_split_sizes") and _is_1d(value)}
         return exchange(*args, **(kwargs | sizes))
 
-    def all_gather(
-        tensor_list: list[Tensor], tensor: Tensor, group: Any = None, async_op: bool = False
-    ) -> dist.Work | None:
+    def all_gather(tensor_list: list[Tensor], tensor: Tensor, group: Any = None, async_op: bool = False) -> Any:
         num_rows = [part.shape[0] for part in tensor_list if part.dim()]
         if len(set(num_rows)) < 2:
             return gather(tensor_list, tensor, group, async_op)

@@ -13,6 +13,7 @@ from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factories
 
+from mcore.backend.cpu import no_streams
 from mcore.backend.layout import Layout
 from mcore.backend.model import build_model
 
@@ -30,7 +31,8 @@ class CheckpointContent:
     """Everything that `model.sharded_state_dict()` puts into a checkpoint, over all ranks."""
 
     tensors: Mapping[str, ShardedShape]
-    """Tensors by key. Layers are stacked: `decoder.layers.mlp.linear_fc2.weight` is `[num_layers, hidden, ffn]`."""
+    """Tensors by key. Layers are stacked, and experts: `decoder.layers.mlp.linear_fc2.weight` is `[num_layers, hidden,
+    ffn]`. Where some layers have experts and some have none, each layer has keys of its own."""
     objects: tuple[str, ...]
     """Keys of the `_extra_state` objects, such as `decoder.layers.mlp.linear_fc2._extra_state/shard_0_2`. Each holds
     None (they would hold FP8 scales), yet a load that asks for one and does not find it fails."""
@@ -51,7 +53,7 @@ def sharded_shapes(
     Raises:
         ConfigError: The model can't be built; names every reason.
     """
-    with _alone(), _current_device_is_meta(), torch.device("meta"):
+    with _alone(), _current_device_is_meta(), no_streams(), torch.device("meta"):
         model = build_model(
             hf_config,
             padded_vocab_size=padded_vocab_size,

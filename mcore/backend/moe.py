@@ -57,7 +57,7 @@ def moe_arguments(backend: Literal["torch", "transformer_engine"]) -> dict[str, 
     }
 
 
-class Router(TopKRouter):
+class Router(TopKRouter):  # type: ignore[misc]
     """Router whose logits are computed by torch, in fp32.
 
     megatron-core's own calls a kernel of Transformer Engine, by a name that it leaves undefined where the package is
