@@ -127,7 +127,7 @@ class Rule(ABC):
             dims: The model's sizes.
             first_row: Row of megatron's tensor that `out` starts with.
         """
-        for run in self._runs_within(first_row, first_row + out.shape[0], dims):
+        for run in self.runs_within(first_row, first_row + out.shape[0], dims):
             out[run.mcore_row - first_row :][: run.num_rows] = parts[run.part][run.hf_rows]
 
     def hf_pieces(self, tensor: Tensor, dims: ModelDims, first_row: int = 0) -> Iterator[tuple[int, slice, Tensor]]:
@@ -136,7 +136,7 @@ class Rule(ABC):
         Yields:
             Number of the Hugging Face tensor, its rows, and what they hold as a view of `tensor`. Padding is left out.
         """
-        for run in self._runs_within(first_row, first_row + tensor.shape[0], dims):
+        for run in self.runs_within(first_row, first_row + tensor.shape[0], dims):
             yield run.part, run.hf_rows, tensor[run.mcore_row - first_row :][: run.num_rows]
 
     def to_mcore(self, parts: Sequence[Tensor], dims: ModelDims) -> Tensor:
@@ -152,7 +152,8 @@ class Rule(ABC):
             parts[part][rows] = piece
         return parts
 
-    def _runs_within(self, first_row: int, end_row: int, dims: ModelDims) -> Iterator[Run]:
+    def runs_within(self, first_row: int, end_row: int, dims: ModelDims) -> Iterator[Run]:
+        """The runs, or what of them is in megatron's rows from `first_row` to before `end_row`."""
         for run in self.runs(dims):
             start = max(run.mcore_row, first_row)
             end = min(run.mcore_row + run.num_rows, end_row)

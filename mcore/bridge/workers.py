@@ -1,0 +1,129 @@
+"""Work that is divided over processes: the pieces of a conversion, and the processes that do them.
+
+A process is forked when all is planned, so it starts at once and shares the plan's memory. It ends with its parent,
+however that ends, and when one fails the others are stopped.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import TypeVar, cast
+
+from mcore.bridge.plan import Step
+from mcore.errors import ConversionError, PipelineError, Problem
+from mcore.progress import Advance
+
+Result = TypeVar("Result")
+Task = Callable[[Advance], Result]
+"""Something to be done, which tells how far it has come."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some rows of a step's tensor on megatron's side, and the bytes that they take."""
+
+    step: Step
+    rows: slice
+    num_bytes: int
+
+
+def divide(pieces: Sequence[Piece], num_workers: int) -> list[list[Piece]]:
+    """A list for each worker, with about the same bytes in each, neighbours together and in order."""
+    total = sum(piece.num_bytes for piece in pieces)
+    num_workers = min(num_workers, len(pieces))
+    shares: list[list[Piece]] = [[] for _ in range(num_workers)]
+    before = 0
+    for piece in pieces:
+        middle = before + piece.num_bytes / 2
+        shares[min(int(middle * num_workers / total), num_workers - 1)].append(piece)
+        before += piece.num_bytes
+    return shares
+
+
+def do_all(tasks: Sequence[Task[Result]], advance: Advance) -> list[Result]:
+    """Do every task in a process of its own, or the only one in this process.
+
+    Args:
+        tasks: What is to be done. What they return and raise must be picklable.
+        advance: Is told what the tasks tell.
+
+    Returns:
+        What they returned, in their order.
+
+    Raises:
+        PipelineError: What the first task to fail raised; the others were stopped.
+        ConversionError: A process failed in another way, or was killed.
+    """
+    if len(tasks) == 1:
+        return [tasks[0](advance)]
+    context = multiprocessing.get_context("fork")
+    processes = []
+    running: dict[Connection, int] = {}
+    results: dict[int, Result] = {}
+    try:
+        for number, task in enumerate(tasks):
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_do, args=(task, sender, os.getpid()))
+            process.start()
+            processes.append(process)
+            sender.close()  # so that the pipe ends when the process does
+            running[receiver] = number
+        while running:
+            for receiver in cast(list[Connection], wait(list(running))):
+                number = running[receiver]
+                try:
+                    kind, value = receiver.recv()
+                except EOFError:
+                    processes[number].join()
+                    raise _lost(number, processes[number].exitcode) from None
+                if kind == "advance":
+                    advance(value)
+                elif kind == "error":
+                    raise value
+                else:
+                    results[number] = value
+                    del running[receiver]
+    finally:
+        for process in processes:
+            if len(results) < len(tasks):
+                process.kill()
+            process.join()
+    return [results[number] for number in range(len(tasks))]
+
+
+def _do(task: Task[Result], sender: Connection, parent: int) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)  # it ended before the line above
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all of us, and the parent stops the others
+    import torch  # it is loaded already; the others of this module's users need not have it
+
+    torch.set_num_threads(1)  # one core a worker; and a forked process has lost the threads of the pool
+    try:
+        result = task(lambda count=1, note="": sender.send(("advance", count)))
+    except PipelineError as error:
+        sender.send(("error", error))
+    except BaseException as exc:
+        traceback.print_exc()
+        sender.send(("error", ConversionError(f"a worker failed: {type(exc).__name__}: {exc}")))
+    else:
+        sender.send(("result", result))
+
+
+def _lost(number: int, exitcode: int | None) -> ConversionError:
+    ended = f"exit status {exitcode}"
+    if exitcode is not None and exitcode < 0:
+        ended = signal.Signals(-exitcode).name
+    fix = "If it was killed for memory, use fewer workers." if exitcode == -signal.SIGKILL else ""
+    return ConversionError(
+        "a worker ended before its work was done", [Problem(f"worker {number}", "its result", ended, fix)]
+    )
