@@ -28,6 +28,7 @@ from mcore.bridge.families import dims_of, family_of_config
 from mcore.bridge.hf_tensors import part_name
 from mcore.bridge.plan import global_shape, steps_of
 from tests.tiny_dense import DENSE
+from tests.tiny_latent import LATENT_MODELS
 from tests.tiny_normed import NORMED
 
 SIZES = {
@@ -69,7 +70,7 @@ def tiny_hf_model(
     name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A model of `MODELS`, `DENSE` or `NORMED` in eval mode, and the mapping of its `config.json`."""
-    model_class, config_class, options = {**MODELS, **DENSE, **NORMED}[name]
+    model_class, config_class, options = {**MODELS, **DENSE, **NORMED, **LATENT_MODELS}[name]
     # A config class moves fields inside of the mappings that it is given.
     hf_config = config_class(**deepcopy({**SIZES, **options}), attn_implementation="eager")
     generator = torch.Generator().manual_seed(seed)
@@ -83,6 +84,9 @@ def tiny_hf_model(
                 parameter.copy_(0.3 * noise)
             else:
                 parameter.copy_(noise / parameter.shape[-1] ** 0.5)
+        router_biases = [buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")]
+        for bias in router_biases:
+            bias.copy_(0.3 * torch.randn(bias.shape, generator=generator))
     config = hf_config.to_dict() | {"architectures": [model_class.__name__]}
     model.to(dtype)
     # `to` rounds the rotary frequencies as well, which a model loaded in bf16 keeps in fp32.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.fusions.fused_bias_geglu import quick_gelu
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel.layers import (
     ColumnParallelLinear,
@@ -14,16 +16,24 @@ from megatron.core.tensor_parallel.layers import (
     VocabParallelEmbedding,
     set_tensor_model_parallel_attributes,
 )
-from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch import Tensor
 
 from mcore.backend.layout import Layout
-from mcore.backend.rope import inverse_frequencies
-from mcore.backend.specs import Backend, layer_spec
+from mcore.backend.mla import finish_latent_attention
+from mcore.backend.moe import moe_arguments
+from mcore.backend.mtp import GPTModelWithMtp, mtp_block_spec
+from mcore.backend.rope import ReferenceRope
+from mcore.backend.rotary import install_rotary
+from mcore.backend.specs import Backend, layer_spec, norm
 from mcore.bridge.families import dims_of, family_of_config
 from mcore.errors import ConfigError
 
-ACTIVATIONS = {"silu": torch.nn.functional.silu}
+ACTIVATIONS = {
+    "silu": torch.nn.functional.silu,
+    "gelu_tanh": partial(torch.nn.functional.gelu, approximate="tanh"),
+    "quick_gelu": quick_gelu,
+}
 """Activation functions by the name that families give."""
 
 
@@ -37,6 +47,7 @@ def build_model(
     recompute_granularity: Literal["none", "selective", "full"] = "none",
     recompute_method: Literal["uniform", "block"] | None = None,
     recompute_num_layers: int | None = None,
+    vp_stage: int | None = None,
 ) -> GPTModel:
     """This rank's part of the model, on this rank's device, with NaN in every weight until weights are loaded.
 
@@ -52,6 +63,7 @@ def build_model(
         recompute_granularity: Which activations are computed again in the backward pass.
         recompute_method: With `full`: `uniform` or `block`.
         recompute_num_layers: Layers, with `full`.
+        vp_stage: Which of this process's parts of the model, with virtual pipeline stages; each is a model of its own.
 
     Raises:
         ConfigError: The model or its layout can't be built; names every reason.
@@ -66,26 +78,40 @@ def build_model(
         recompute_method=recompute_method,
         recompute_num_layers=recompute_num_layers,
     )
-    frequencies = inverse_frequencies(hf_config)
+    rope = ReferenceRope(hf_config)
     dims = dims_of(hf_config)
-    model = GPTModel(
+    features = family_of_config(hf_config).features(hf_config)
+    layers = layer_spec(config, features, dims, backend, vp_stage=vp_stage)
+    model = (GPTModelWithMtp if dims.num_mtp_layers else GPTModel)(
         config,
-        layer_spec(config, backend),
+        layers,
+        mtp_block_spec=mtp_block_spec(config, layers, backend, norm=norm(features), vp_stage=vp_stage),
         vocab_size=padded_vocab_size,
         max_sequence_length=hf_config.get("max_position_embeddings", 0),
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
         share_embeddings_and_output_weights=dims.tied,
         position_embedding_type="rope",
         parallel_output=True,
+        vp_stage=vp_stage,
     )
-    # A plain attribute, as megatron has it: a buffer would lose its fp32 in `model.bfloat16()`.
-    model.rotary_pos_emb.inv_freq = frequencies.to(torch.cuda.current_device())
+    model.to(torch.cuda.current_device())  # megatron-core leaves routers on the CPU until they first run
+    if config.multi_latent_attention:
+        finish_latent_attention(model, rope)
+    else:
+        install_rotary(model, rope, features.rope_of_layer)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(torch.nan)
+        for name, buffer in model.named_buffers():
+            if name.endswith("router.expert_bias"):
+                buffer.fill_(torch.nan)
     mark_divided_weights(model)
+    if features.embedding_scale is not None and hasattr(model, "embedding"):
+        scale_embedding(model, features.embedding_scale)
     if model.post_process:
+        if features.logit_softcap is not None:
+            cap_logits(model, features.logit_softcap)
         mask_vocabulary_padding(model, dims.vocab)
     return model
 
@@ -110,11 +136,18 @@ def transformer_config(
     if problems:
         raise ConfigError("the model can't be divided this way", problems)
     arguments["activation_func"] = ACTIVATIONS[arguments["activation_func"]]
+    if "num_moe_experts" in arguments:
+        arguments = moe_arguments(backend) | arguments
     engine = backend == "transformer_engine"
-    return TransformerConfig(
+    return (MLATransformerConfig if arguments.get("multi_latent_attention") else TransformerConfig)(
         **arguments,
+        softmax_type="learnable" if family.features(hf_config).has_sinks else "vanilla",
         tensor_model_parallel_size=layout.tensor_model_parallel_size,
         pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=layout.virtual_pipeline_model_parallel_size,
+        context_parallel_size=layout.context_parallel_size,
+        expert_model_parallel_size=layout.expert_model_parallel_size,
+        expert_tensor_parallel_size=layout.expert_tensor_parallel_size,
         sequence_parallel=layout.sequence_parallel,
         params_dtype=params_dtype,
         pipeline_dtype=params_dtype,
@@ -124,7 +157,7 @@ def transformer_config(
         perform_initialization=False,
         attention_softmax_in_fp32=True,
         # Each fusion needs CUDA, and Transformer Engine or Apex.
-        bias_activation_fusion=engine,
+        bias_activation_fusion=engine and arguments["activation_func"] is torch.nn.functional.silu,
         bias_dropout_fusion=engine,
         apply_rope_fusion=engine,
         masked_softmax_fusion=False,
@@ -145,6 +178,25 @@ def mark_divided_weights(model: torch.nn.Module) -> None:
         if divided and layer.weight is not None and not hasattr(layer.weight, "tensor_model_parallel"):
             dim = 1 if isinstance(layer, RowParallelLinear) else 0
             set_tensor_model_parallel_attributes(layer.weight, is_parallel=True, dim=dim, stride=1)
+
+
+def scale_embedding(model: GPTModel, scale: float) -> None:
+    """Multiply what the embedding puts out by `scale`, rounded to the weights' dtype as transformers' models do."""
+    rounded = torch.tensor(scale, device="cpu").to(model.config.params_dtype).item()
+
+    def multiply(layer: torch.nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output * rounded
+
+    model.embedding.register_forward_hook(multiply)
+
+
+def cap_logits(model: GPTModel, cap: float) -> None:
+    """Send the model's logits through `cap * tanh(logit / cap)`. To be called before the padding is masked."""
+
+    def squash(layer: torch.nn.Module, inputs: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+        return torch.tanh(output[0] / cap) * cap, output[1]
+
+    model.output_layer.register_forward_hook(squash)
 
 
 def mask_vocabulary_padding(model: GPTModel, vocab_size: int) -> None:

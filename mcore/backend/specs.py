@@ -30,8 +30,10 @@ from megatron.core.transformer.transformer_layer import (
 
 from mcore.backend.attention import SDPAttention
 from mcore.backend.linear import InputLinear, OutputLinear
+from mcore.backend.mla import CHECKPOINT_KEYS, latent_attention
 from mcore.backend.moe import moe_layer_spec
 from mcore.backend.norms import ProjectionRMSNorm, RMSNorm
+from mcore.backend.routing import choose_router
 from mcore.bridge.dims import ModelDims
 from mcore.bridge.features import Features
 from mcore.errors import ConfigError, Problem
@@ -80,14 +82,18 @@ def layer_spec(
     if backend == "transformer_engine":
         from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 
-        _refuse_what_engine_lacks(features)
+        refuse_what_engine_lacks(features)
         dense = get_gpt_layer_with_transformer_engine_spec(
             qk_layernorm=config.qk_layernorm, multi_latent_attention=config.multi_latent_attention
         )
         final_norm: Any = TESpecProvider().layer_norm()
     else:
+        if config.context_parallel_size > 1:
+            problem = Problem("context_parallel_size", "1", str(config.context_parallel_size))
+            raise ConfigError("attention of backend torch needs whole samples", [problem])
         dense, final_norm = decoder_layer(config, features), norm(features)
     with_experts = moe_layer_spec(dense, config, backend) if any(dims.moe_layers) else dense
+    choose_router(with_experts, features)
     first = get_transformer_layer_offset(config, vp_stage)
     numbers = range(first, first + get_num_layers_to_build(config, vp_stage))
     layers = [with_experts if dims.is_moe(number) else dense for number in numbers]
@@ -101,13 +107,19 @@ def decoder_layer(config: TransformerConfig, features: Features) -> ModuleSpec:
     """
     input_norm = IdentityOp if features.norm_placement == "behind" else norm(features)
     keys = {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
-    if not config.multi_latent_attention:
+    if config.multi_latent_attention:
+        attention = latent_attention(
+            norm=norm(features), core_attention=core_attention(features), output_linear=output_linear(features)
+        )
+        keys |= CHECKPOINT_KEYS
+    else:
+        attention = self_attention(config, features)
         keys["input_layernorm."] = "self_attention.linear_qkv.layer_norm_"
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=input_norm,
-            self_attention=self_attention(config, features),
+            self_attention=attention,
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=input_norm,
             mlp=dense_mlp(features),
@@ -168,11 +180,25 @@ def _projection_norm(features: Features, num_heads: int) -> ModuleSpec:
     return ModuleSpec(module=ProjectionRMSNorm, params=params)
 
 
-ON_TOP_OF_ANY_LAYER = ("logit_softcap", "embedding_scale", "rope_of_layer", "num_labels", "norms_scale_in_fp32")
-"""Features that are no part of a layer, and how norms round, which Transformer Engine does in its own way anyhow."""
+ON_TOP_OF_ANY_LAYER = (
+    "logit_softcap",
+    "embedding_scale",
+    "rope_of_layer",
+    "num_labels",
+    "norms_scale_in_fp32",
+    "expert_groups_by",
+    "expert_weights_sum_to_one",
+)
+"""Features that are no part of a layer, or of a router, which both backends share; and how norms round, which
+Transformer Engine does in its own way anyhow."""
 
 
-def _refuse_what_engine_lacks(features: Features) -> None:
+def refuse_what_engine_lacks(features: Features) -> None:
+    """Nothing that a layer has is built with Transformer Engine but what megatron-core's config can say.
+
+    Raises:
+        ConfigError: The model has such a feature. Names all of them.
+    """
     problems = [
         Problem(f"feature {field.name}", "none with transformer_engine", repr(getattr(features, field.name)))
         for field in dataclasses.fields(features)

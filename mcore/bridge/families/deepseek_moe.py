@@ -1,0 +1,156 @@
+"""Mixtures of experts with shared experts, and layers for further tokens (MTP), as DeepSeek's files name them.
+
+GLM-4.5's files and its code in transformers are the same in all of this.
+
+Source: transformers 5.19 `modeling_deepseek_v3.py`, `modeling_glm4_moe.py` and `MtpModel`; megatron-core 0.16.1
+`transformer/moe/`, `multi_token_prediction.py` and its global names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mcore.bridge.features import Features
+from mcore.bridge.rules import Copy, GateUp
+from mcore.errors import ConfigError, Problem
+
+M, MM, MTP = "decoder.layers.{L}.", "decoder.layers.{L}.mlp.", "mtp.layers.{M}."
+H, HM = "model.layers.{L}.", "model.layers.{L}.mlp."
+
+COUNTS = ("n_routed_experts", "n_shared_experts", "num_experts_per_tok", "moe_intermediate_size")
+"""Keys of `config.json` that must be positive integers, beside those of every decoder."""
+
+# fmt: off
+MLP_RULES = (
+    #           megatron parameter                   shape                  Hugging Face tensors
+    Copy  (MM + "linear_fc1.layer_norm_weight",      "hidden",              H  + "post_attention_layernorm.weight", "dense"),  # noqa: E501
+    GateUp(MM + "linear_fc1.weight",                 "gate_up_rows hidden", HM + "{gate,up}_proj.weight", "dense"),
+    Copy  (MM + "linear_fc2.weight",                 "hidden ffn",          HM + "down_proj.weight", "dense"),
+    Copy  (M  + "pre_mlp_layernorm.weight",          "hidden",              H  + "post_attention_layernorm.weight", "moe"),  # noqa: E501
+    Copy  (MM + "router.weight",                     "experts hidden",      HM + "gate.weight", "moe"),
+    Copy  (MM + "router.expert_bias",                "experts",             HM + "gate.e_score_correction_bias", "moe router_bias"),  # noqa: E501
+    GateUp(MM + "experts.experts.linear_fc1.weight", "2*moe_ffn hidden",    HM + "experts.{E}.{gate,up}_proj.weight", "moe"),  # noqa: E501
+    Copy  (MM + "experts.experts.linear_fc2.weight", "hidden moe_ffn",      HM + "experts.{E}.down_proj.weight", "moe"),
+    GateUp(MM + "shared_experts.linear_fc1.weight",  "2*shared_ffn hidden", HM + "shared_experts.{gate,up}_proj.weight", "moe"),  # noqa: E501
+    Copy  (MM + "shared_experts.linear_fc2.weight",  "hidden shared_ffn",   HM + "shared_experts.down_proj.weight", "moe"),  # noqa: E501
+)
+MTP_RULES = (
+    # Both sides have the embedding's columns first, then those of the hidden states.
+    Copy(MTP + "eh_proj.weight",                     "hidden 2*hidden",     H  + "eh_proj.weight"),
+    Copy(MTP + "enorm.weight",                       "hidden",              H  + "enorm.weight"),
+    Copy(MTP + "hnorm.weight",                       "hidden",              H  + "hnorm.weight"),
+    Copy(MTP + "final_layernorm.weight",             "hidden",              H  + "shared_head.norm.weight"),
+)
+# fmt: on
+
+MTP_COPIES = (
+    (H + "embed_tokens.weight", "model.embed_tokens.weight"),
+    (H + "shared_head.head.weight", "lm_head.weight"),
+)
+"""What files repeat in each layer for further tokens, and the tensor that it is a copy of."""
+
+
+def moe_sizes(config: Mapping[str, Any], *, router_bias: bool) -> dict[str, Any]:
+    """Sizes and switches that `MLP_RULES` name, and which layers have experts."""
+    return {
+        "moe_layers": moe_layers(config),
+        "num_mtp_layers": config.get("num_nextn_predict_layers") or 0,
+        "experts": config["n_routed_experts"],
+        "moe_ffn": config["moe_intermediate_size"],
+        "shared_ffn": config["n_shared_experts"] * config["moe_intermediate_size"],
+        "router_bias": router_bias,
+    }
+
+
+def moe_layers(config: Mapping[str, Any]) -> tuple[bool, ...]:
+    """Whether each layer is a mixture of experts: all but the first `first_k_dense_replace`."""
+    return tuple(layer >= (config.get("first_k_dense_replace") or 0) for layer in range(config["num_hidden_layers"]))
+
+
+def moe_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of megatron's `TransformerConfig` about experts and further tokens.
+
+    Raises:
+        ConfigError: There is no layer with experts.
+    """
+    layers = moe_layers(config)
+    if not layers[-1]:
+        first = str(config["first_k_dense_replace"])
+        number = str(len(layers))
+        problem = Problem("config.json: first_k_dense_replace", f"less than num_hidden_layers {number}", first)
+        raise ConfigError("the model can't be expressed", [problem])
+    groups = num_groups(config)
+    return {
+        "num_moe_experts": config["n_routed_experts"],
+        "moe_ffn_hidden_size": config["moe_intermediate_size"],
+        "moe_shared_expert_intermediate_size": config["n_shared_experts"] * config["moe_intermediate_size"],
+        "moe_layer_freq": 1 if all(layers) else [int(is_moe) for is_moe in layers],
+        "moe_router_topk": config["num_experts_per_tok"],
+        "moe_router_num_groups": groups if groups > 1 else None,
+        "moe_router_group_topk": config["topk_group"] if groups > 1 else None,
+        "moe_router_topk_scaling_factor": config.get("routed_scaling_factor"),
+        "mtp_num_layers": config.get("num_nextn_predict_layers") or None,
+    }
+
+
+def num_groups(config: Mapping[str, Any]) -> int:
+    """Groups of experts of which a token's experts may come from some only; 1 if they may come from anywhere.
+
+    Raises:
+        ConfigError: It is not told from how many.
+    """
+    groups = config.get("n_group") or 1
+    if groups > 1 and (problems := missing_counts(config, ("topk_group",))):
+        raise ConfigError("the model can't be expressed", problems)
+    return int(groups)
+
+
+def sigmoid_router(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `TransformerConfig` for a router with sigmoid scores and a correction bias.
+
+    Raises:
+        ConfigError: A single expert's weight is normalised, which would make it 1 whatever the router says.
+    """
+    if config["num_experts_per_tok"] == 1 and normalises(config):
+        problem = Problem("config.json: num_experts_per_tok", "2 or more, as norm_topk_prob is set", "1")
+        raise ConfigError("the model can't be expressed", [problem])
+    return {
+        "moe_router_score_function": "sigmoid",
+        "moe_router_enable_expert_bias": True,
+        # The bias balances the experts' load in pretraining; a run that goes on from a checkpoint keeps it.
+        "moe_router_bias_update_rate": 0.0,
+    }
+
+
+def sigmoid_features(config: Mapping[str, Any]) -> Features:
+    """How a sigmoid router's choice differs from megatron's.
+
+    transformers ranks groups by their best two experts; megatron by the best `topk // group_topk`.
+    """
+    groups, best = num_groups(config), 2
+    alike = groups == 1 or config["num_experts_per_tok"] // config["topk_group"] == best
+    return Features(expert_groups_by=None if alike else best, expert_weights_sum_to_one=normalises(config))
+
+
+def normalises(config: Mapping[str, Any]) -> bool:
+    """Whether the weights of a token's experts are made to sum to 1, before they are scaled."""
+    return bool(config.get("norm_topk_prob", True))
+
+
+def missing_counts(config: Mapping[str, Any], keys: tuple[str, ...]) -> list[Problem]:
+    """Keys that are no positive integers."""
+    return [
+        Problem(f"config.json: {key}", "a positive integer", repr(config.get(key, "nothing")))
+        for key in keys
+        if not isinstance(config.get(key), int) or config[key] <= 0
+    ]
+
+
+def other_values(config: Mapping[str, Any], only: Mapping[str, tuple[Any, ...]]) -> list[Problem]:
+    """Keys that hold a value that is not among those which can be built. A missing or null key is none."""
+    return [
+        Problem(f"config.json: {key}", f"one of {', '.join(map(repr, values))}, or no such key", repr(config[key]))
+        for key, values in only.items()
+        if config.get(key) is not None and config[key] not in values
+    ]

@@ -1,0 +1,34 @@
+"""DeepSeek-V3 and R1, and Moonlight: a sigmoid router with a correction bias, and layers for further tokens.
+
+Source: transformers 5.19 `modeling_deepseek_v3.py`; megatron-core 0.16.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mcore.bridge.families import deepseek, deepseek_moe
+from mcore.bridge.rules import Family
+
+ONLY: Mapping[str, tuple[Any, ...]] = {"scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",)}
+
+
+def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of megatron's `MLATransformerConfig`.
+
+    Raises:
+        ConfigError: What can't be built; lists every key.
+    """
+    return deepseek.latent_transformer_config(config, ONLY) | deepseek_moe.sigmoid_router(config)
+
+
+FAMILY = Family(
+    name="deepseek_v3",
+    hf_architecture="DeepseekV3ForCausalLM",
+    rules=deepseek.RULES,
+    tied_hf=deepseek_moe.MTP_COPIES,
+    transformer_config=transformer_config,
+    sizes=lambda config: deepseek.sizes(config, router_bias=True),
+    features=deepseek_moe.sigmoid_features,
+)
