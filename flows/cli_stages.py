@@ -77,8 +77,14 @@ def convert(
 
 @stages.command(rich_help_panel=PANEL)
 def export(
-    checkpoint: Annotated[Path, typer.Option(metavar="DIR", help="Checkpoint folder, with the tracker and hf/ in it.")],
+    checkpoint: Annotated[
+        Path, typer.Option(metavar="DIR", help="Checkpoint folder, with the tracker or one iteration in it.")
+    ],
     output: Output,
+    hf: Annotated[
+        Path | None,
+        typer.Option(metavar="HF_DIR", help="Folder with the base model's config and tokenizer; DIR/hf if not given."),
+    ] = None,
     iteration: Annotated[int | None, typer.Option(help="Iteration; the newest complete one if not given.")] = None,
     torch_dtype: Annotated[
         Dtype, typer.Option(help="Dtype of the written weights; auto: as in the checkpoint.")
@@ -90,7 +96,8 @@ def export(
     become(
         _command(
             "mcore.bridge", "export", "--checkpoint", checkpoint, "--output", output, *_iteration(iteration),
-            "--torch-dtype", torch_dtype, "--max-shard-size-gb", max_shard_size_gb, *_flag(overwrite=overwrite),
+            *([] if hf is None else ["--hf", hf]), "--torch-dtype", torch_dtype,
+            "--max-shard-size-gb", max_shard_size_gb, *_flag(overwrite=overwrite),
         )
     )  # fmt: skip
 

@@ -217,7 +217,7 @@ def select_checkpoint(
     `best` takes the complete iteration with the lowest validation loss of `metrics.jsonl` beside it.
 
     Args:
-        checkpoint: Folder with the tracker.
+        checkpoint: Folder with the tracker; for `latest` also the folder of one iteration.
         strategy: How to choose.
         iteration: The iteration, with strategy `iteration`.
 
@@ -233,6 +233,13 @@ def select_checkpoint(
     return _latest(checkpoint)
 
 
+def _only_this(folder: Path) -> Selection:
+    if problems := completeness_problems(folder):
+        raise CheckpointError(f"{folder} can't be used", problems)
+    named = re.fullmatch(r"iter_(\d{7,})", folder.resolve().name)
+    return Selection(int(named[1]) if named else RELEASE, folder, "it is one iteration's own folder")
+
+
 def _only_if_complete(checkpoint: Path, iteration: Iteration, reason: str) -> Selection:
     folder = iteration_dir(checkpoint, iteration)
     problems = completeness_problems(folder)
@@ -242,6 +249,8 @@ def _only_if_complete(checkpoint: Path, iteration: Iteration, reason: str) -> Se
 
 
 def _latest(checkpoint: Path) -> Selection:
+    if (checkpoint / ".metadata").is_file():  # one iteration, as NeMo keeps its weights, or named by hand
+        return _only_this(checkpoint)
     tracked = read_tracker(checkpoint)
     if tracked is not None and is_complete(iteration_dir(checkpoint, tracked)):
         return Selection(tracked, iteration_dir(checkpoint, tracked), f"{TRACKER} says {tracked}")

@@ -40,8 +40,11 @@ def convert(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder, with the tracker and hf/ in it.")],
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder, with the tracker or one iteration in it.")],
     output: Output,
+    hf: Annotated[
+        Path | None, typer.Option(help="Folder with the base model's config and tokenizer; CHECKPOINT/hf if not given.")
+    ] = None,
     iteration: Annotated[int | None, typer.Option(help="Iteration; the newest complete one if not given.")] = None,
     torch_dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Dtype of the written weights.")
@@ -50,12 +53,13 @@ def export(
     overwrite: Overwrite = False,
 ) -> None:
     """megatron-core checkpoint (torch_dist) to Hugging Face folder."""
-    refuse_missing(checkpoint=checkpoint)
+    refuse_missing(checkpoint=checkpoint, **({} if hf is None else {"hf": hf}))
     from mcore.bridge.export import export as run
 
     metrics = run(
         checkpoint,
         output,
+        hf=hf,
         iteration=iteration,
         torch_dtype=torch_dtype,
         max_shard_size_gb=max_shard_size_gb,

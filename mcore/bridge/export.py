@@ -31,6 +31,7 @@ def export(
     checkpoint: Path,
     output: Path,
     *,
+    hf: Path | None = None,
     iteration: int | None = None,
     torch_dtype: TorchDtype = "auto",
     max_shard_size_gb: float = 5.0,
@@ -39,8 +40,9 @@ def export(
     """Write a checkpoint's weights as a Hugging Face folder that transformers and vLLM load.
 
     Args:
-        checkpoint: Folder with the tracker, the iterations, and `hf/` with the base model's small files.
+        checkpoint: Folder with the tracker and the iterations, whichever tool wrote them; or one iteration's own.
         output: The Hugging Face folder to make.
+        hf: Folder with the base model's config and further small files; `hf/` of the checkpoint if None.
         iteration: Which iteration; the newest complete one if None.
         torch_dtype: Dtype of the written weights; `auto` keeps each tensor's.
         max_shard_size_gb: Largest safetensors file, in 10^9 bytes. A single larger tensor gets a file of its own.
@@ -51,13 +53,13 @@ def export(
 
     Raises:
         CheckpointError: The checkpoint is missing, not complete or damaged.
-        InputError: `hf/` is missing (SourceError), or weights and config do not fit (ConfigError, WeightPlanError).
+        InputError: `hf` is missing (SourceError), or weights and config do not fit (ConfigError, WeightPlanError).
     """
     start = time.monotonic()
     refuse_existing(output, overwrite=overwrite)
     chosen = select_checkpoint(checkpoint, "latest" if iteration is None else "iteration", iteration)
     say(f"export: {chosen.path.name}, as {chosen.reason}")
-    hf = checkpoint / HF_FOLDER
+    hf = hf or checkpoint / HF_FOLDER
     config = read_hf_config(hf)
     family = family_of_config(config)
     dims = dims_of(config)

@@ -1,4 +1,4 @@
-"""A newer megatron-core's Python tree, beside the installed one. Its wheels ask for Python 3.12; it runs on 3.11 too."""
+"""A newer megatron-core's Python tree, beside the installed one. Its wheels ask for Python 3.12; 3.11 runs it too."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -72,12 +71,11 @@ def test_what_they_save_is_exported(
     saved: tuple[Path, str], tmp_path: Path, name: str, layout: str, spelling: str
 ) -> None:
     folder, version = saved
-    checkpoint = shutil.copytree(folder / name / f"{version}-{layout}-{spelling}", tmp_path / "checkpoint")
-    shutil.copytree(folder / name / "mcore" / "hf", checkpoint / "hf")
-    stored = read_dist_tensors(checkpoint / "iter_0000005")
-    assert (checkpoint / "iter_0000005" / "common.pt").exists() == (version == "0.16")
+    iteration = folder / name / f"{version}-{layout}-{spelling}" / "iter_0000005"
+    stored = read_dist_tensors(iteration)
+    assert (iteration / "common.pt").exists() == (version == "0.16")
     assert ("decoder.layers.0.mlp.linear_fc1.weight_w" in stored) == (spelling == "single" and name in DENSE)
-    export(checkpoint, tmp_path / "hf", iteration=5)
+    assert export(iteration, tmp_path / "hf", hf=folder / name / "hf")["iteration"] == 5
     assert_same_weights(weights_of(tmp_path / "hf"), weights_of(folder / name / "hf"))
 
 

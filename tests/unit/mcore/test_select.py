@@ -113,6 +113,16 @@ def test_reading_metadata_imports_no_torch_and_runs_nothing(real_checkpoints: Pa
     assert not is_complete(tmp_path / "release") and not (tmp_path / "written").exists()
 
 
+def test_the_folder_of_one_iteration_is_taken_as_it_is(checkpoint: Path) -> None:
+    folder = iteration_dir(checkpoint, 200)
+    assert (select_checkpoint(folder).iteration, select_checkpoint(folder).path) == (200, folder)
+    weights = folder.rename(checkpoint / "weights")  # as NeMo names it
+    assert select_checkpoint(weights).iteration == "release"
+    (weights / "common.pt").unlink()
+    with pytest.raises(CheckpointError, match="common.pt"):
+        select_checkpoint(weights)
+
+
 def test_latest_follows_a_tracker_that_is_right(checkpoint: Path) -> None:
     selection = select_checkpoint(checkpoint)
     assert (selection.iteration, selection.path) == (300, checkpoint / "iter_0000300")
