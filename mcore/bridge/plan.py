@@ -140,6 +140,7 @@ def plan_convert(
     hf: Mapping[str, StoredTensor],
     mcore_shapes: Mapping[str, Shape],
     quantisation: Quantisation | None = None,
+    are_files_whole: bool = True,
 ) -> Plan:
     """The plan from Hugging Face to megatron.
 
@@ -149,6 +150,7 @@ def plan_convert(
         hf: Tensors of the safetensors' headers, by name.
         mcore_shapes: Global shapes that megatron's model loads, by key.
         quantisation: How quantised weights are stored, as the config says.
+        are_files_whole: Whether `hf` is all that the files should hold; if not, nothing is said of missing tensors.
 
     Raises:
         WeightPlanError: Lists everything missing, unclaimed, doubly claimed, misshapen or of a wrong dtype.
@@ -166,7 +168,7 @@ def plan_convert(
     problems += [
         Problem(f"hf {name}", f"a tensor {_text(shape)}", "none", "Not all weights are there, or config.json is wrong.")
         for name, shape in sorted(wanted.items())
-        if name not in found
+        if name not in found and are_files_whole
     ]
     problems += [
         Problem(f"hf {name}", f"a row of the {family.name} table", f"none for this tensor {_text(hf[name].shape)}")

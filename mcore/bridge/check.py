@@ -1,0 +1,172 @@
+"""Everything that can be said against a conversion before weights are read: one error with all of it, or a plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import torch
+
+from mcore.backend.meta import CheckpointContent, sharded_shapes
+from mcore.bridge.dims import ModelDims
+from mcore.bridge.families import dims_of, family_of_config
+from mcore.bridge.hf_config import read_hf_config
+from mcore.bridge.hf_files import StoredRows
+from mcore.bridge.hf_headers import StoredTensor, scan_headers
+from mcore.bridge.hf_quantised import METHODS, method_of, quantisation_of
+from mcore.bridge.plan import Plan, mcore_shapes_of, plan_convert
+from mcore.bridge.rules import Family
+from mcore.errors import ConfigError, InputError, Problem, SourceError, WeightPlanError
+from mcore.progress import say
+
+T = TypeVar("T")
+
+ROWS_COMPARED = 4096
+"""Rows of a tied model's two copies that are compared at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """A conversion that was checked and can begin."""
+
+    plan: Plan
+    num_stored: int
+    content: CheckpointContent
+
+
+def check(hf: Path, *, make_vocab_size_divisible_by: int = 128, family: Family | None = None) -> Conversion:
+    """Compare config, headers and megatron's model. Reads no weights but those of a tied model's second copy.
+
+    Arguments as in `mcore.bridge.convert.convert`.
+
+    Raises:
+        InputError: As `convert`, with everything that is wrong with config, files, and what they say together.
+    """
+    findings = _Findings()
+    headers = scan_headers(hf)
+    stored = headers.tensors
+    if headers.problems:
+        findings.errors.append(SourceError("the model's weights can't be read", headers.problems))
+    if (config := findings.of(lambda: read_hf_config(hf))) is None:
+        findings.raise_all()
+    quantisation = findings.of(lambda: quantisation_of(config))
+    if family is None and (family := findings.of(lambda: family_of_config(config))) is None:
+        findings.raise_all()
+    dims = findings.of(lambda: dims_of(config, make_vocab_size_divisible_by=make_vocab_size_divisible_by))
+    if dims is None or (dims.num_layers > len(stored) and headers.problems):
+        findings.raise_all()  # what the weights of so many layers should be is more than damaged files can tell
+    content = findings.of(lambda: _content(config, dims, num_stored=len(stored)))
+    shapes = {k: t.shape for k, t in content.tensors.items()} if content else mcore_shapes_of(family, dims)
+    plan = findings.of(
+        lambda: plan_convert(
+            family,
+            dims,
+            hf=stored,
+            mcore_shapes=shapes,
+            quantisation=quantisation,
+            are_files_whole=not headers.problems,
+        )
+    )
+    if plan is None and quantisation is None and (method := method_of(config)) is not None:
+        findings.errors.append(_unknown_quantisation(method))
+    if plan is not None and not headers.problems:
+        findings.of(lambda: _compare_tied(plan, stored))
+    if findings.errors or plan is None or content is None:
+        findings.raise_all()
+    say(f"convert: {family.hf_architecture}, {len(stored)} tensors, {dims.num_layers} layers")
+    for copy, original in plan.equal_hf:
+        say(f"convert: {copy} equals {original} bit for bit and is left out, as the embeddings are tied")
+    for name in plan.ignored_hf:
+        say(f"convert: {name} is left out, as it is no weight of the model")
+    return Conversion(plan, len(stored), content)
+
+
+def parameters(checked: Conversion) -> Iterator[int]:
+    """Numbers in each Hugging Face tensor that is converted."""
+    for step in checked.plan.steps:
+        for shape in step.rule.hf_shapes(checked.plan.dims):
+            yield math.prod(shape)
+
+
+class _Findings:
+    """Lets every check run although one fails, and raises what they found as one error."""
+
+    def __init__(self) -> None:
+        self.errors: list[InputError] = []
+
+    def of(self, run: Callable[[], T]) -> T | None:
+        """What `run` returns; None if it finds the input wrong."""
+        try:
+            return run()
+        except InputError as error:
+            self.errors.append(error)
+            return None
+
+    def raise_all(self) -> NoReturn:
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        summary = "; ".join(dict.fromkeys(error.summary for error in self.errors))
+        raise InputError(summary, dict.fromkeys(problem for error in self.errors for problem in error.problems))
+
+
+def _content(config: Mapping[str, Any], dims: ModelDims, *, num_stored: int) -> CheckpointContent:
+    """What megatron's model of this config saves."""
+    if dims.num_layers > num_stored:  # before a model of a million layers is built
+        raise ConfigError(
+            "config.json and weights disagree",
+            [
+                Problem(
+                    "config.json: num_hidden_layers",
+                    f"less than the {num_stored} tensors in the files, as each layer has several",
+                    str(dims.num_layers),
+                )
+            ],
+        )
+    try:
+        return sharded_shapes(config, padded_vocab_size=dims.padded_vocab, params_dtype=torch.bfloat16)
+    except (ValueError, TypeError, RuntimeError, AssertionError, ArithmeticError) as exc:  # from megatron-core or torch
+        text = f"{type(exc).__name__}: {exc}"[:500]
+        raise ConfigError(
+            "megatron-core can't build the model", [Problem("config.json", "a model that can be built", text)]
+        ) from exc
+
+
+def _unknown_quantisation(method: str) -> ConfigError:
+    wanted = f"one of {', '.join(METHODS)}, or no quantization_config"
+    return ConfigError(
+        "the model is quantised in a way that is not known",
+        [
+            Problem(
+                "config.json: quantization_config.quant_method", wanted, repr(method), "Take the unquantised weights."
+            )
+        ],
+    )
+
+
+def _compare_tied(plan: Plan, stored: Mapping[str, StoredTensor]) -> None:
+    problems = [
+        Problem(
+            f"hf {copy}",
+            f"the same bytes as {original}",
+            "other ones",
+            "Set tie_word_embeddings to false in config.json if the model has an output layer of its own.",
+        )
+        for copy, original in plan.equal_hf
+        if not _equal(stored[copy], stored[original])
+    ]
+    if problems:
+        raise WeightPlanError("the model says that its embeddings are tied, but its weights differ", problems)
+
+
+def _equal(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two tensors hold the same bytes. NaN equals the same NaN."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    for first_row in range(0, one.shape[0], ROWS_COMPARED):
+        rows = slice(first_row, min(first_row + ROWS_COMPARED, one.shape[0]))
+        if not torch.equal(StoredRows(one)[rows].view(torch.uint8), StoredRows(other)[rows].view(torch.uint8)):
+            return False
+    return True
