@@ -46,11 +46,14 @@ def check(hf: Path, *, make_vocab_size_divisible_by: int = 128, family: Family |
         InputError: As `convert`, with everything that is wrong with config, files, and what they say together.
     """
     findings = _Findings()
+    config = findings.of(lambda: read_hf_config(hf))
+    if not hf.is_dir():
+        findings.raise_all()
     headers = scan_headers(hf)
     stored = headers.tensors
     if headers.problems:
         findings.errors.append(SourceError("the model's weights can't be read", headers.problems))
-    if (config := findings.of(lambda: read_hf_config(hf))) is None:
+    if config is None:
         findings.raise_all()
     quantisation = findings.of(lambda: quantisation_of(config))
     if family is None and (family := findings.of(lambda: family_of_config(config))) is None:
@@ -106,10 +109,10 @@ class _Findings:
             return None
 
     def raise_all(self) -> NoReturn:
-        if len(self.errors) == 1:
-            raise self.errors[0]
+        kinds = {type(error) for error in self.errors}
+        kind = kinds.pop() if len(kinds) == 1 else InputError
         summary = "; ".join(dict.fromkeys(error.summary for error in self.errors))
-        raise InputError(summary, dict.fromkeys(problem for error in self.errors for problem in error.problems))
+        raise kind(summary, dict.fromkeys(problem for error in self.errors for problem in error.problems))
 
 
 def _content(config: Mapping[str, Any], dims: ModelDims, *, num_stored: int) -> CheckpointContent:

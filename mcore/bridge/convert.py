@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -15,19 +13,19 @@ from typing import Any
 
 import torch
 
-from mcore.backend.meta import CheckpointContent, sharded_shapes
+from mcore.bridge.check import Conversion, check, parameters
 from mcore.bridge.dist_writer import DistWriter, Part, Written, bytes_of, write_metadata
-from mcore.bridge.families import dims_of, family_of_config
-from mcore.bridge.hf_config import copy_small_files, read_hf_config
-from mcore.bridge.hf_files import StoredRows, open_tensor
-from mcore.bridge.hf_headers import StoredTensor, read_headers
-from mcore.bridge.plan import Plan, Step, global_shape, plan_convert
+from mcore.bridge.finite import is_finite, not_finite
+from mcore.bridge.hf_config import copy_small_files
+from mcore.bridge.hf_files import open_tensor
+from mcore.bridge.hf_headers import StoredTensor
+from mcore.bridge.plan import Step, global_shape
 from mcore.bridge.rules import Family, Run
 from mcore.bridge.spans import Span, SpanReader
 from mcore.bridge.workers import Piece, divide, do_all
-from mcore.errors import InputError, Problem, WeightPlanError
+from mcore.errors import Problem, SourceError
 from mcore.folders import refuse_existing, whole_folder
-from mcore.progress import Advance, progress, say
+from mcore.progress import Advance, progress
 from mcore.select import RELEASE, TRACKER
 
 HF_FOLDER = "hf"
@@ -36,8 +34,6 @@ CHUNK_BYTES = 128 * 2**20
 """A larger tensor is written in chunks of whole rows, so that no reader ever has to hold much of it."""
 COMPUTED_BYTES = 8 * 2**20
 """Bytes of a chunk that are computed at a time, where they are not simply copied."""
-ROWS_COMPARED = 4096
-"""Rows of a tied model's two copies that are compared at a time."""
 
 
 def convert(
@@ -52,7 +48,8 @@ def convert(
 ) -> dict[str, Any]:
     """Write `output/release/`, the tracker, and `output/hf/` with the model's small files.
 
-    Every tensor keeps its dtype. The same input and number of workers give the same bytes.
+    Every tensor keeps its dtype, but quantised ones become bfloat16. The same input and number of workers give the
+    same bytes.
 
     Args:
         hf: A Hugging Face folder with safetensors.
@@ -94,7 +91,10 @@ def _write_release(checked: Conversion, folder: Path, num_workers: int) -> int:
     shares = divide(_pieces(checked), num_workers)
     tasks = [partial(_write_shard, checked, folder, number, share) for number, share in enumerate(shares)]
     with progress("convert", sum(piece.num_bytes for share in shares for piece in share), "bytes") as advance:
-        written = do_all(tasks, advance)
+        written, problems = zip(*do_all(tasks, advance), strict=True)
+    if any(problems):
+        found = dict.fromkeys(chain.from_iterable(problems))
+        raise SourceError("the model's weights are not all finite numbers", found)
     return write_metadata(folder, chain.from_iterable(written), {"iteration": 0, "checkpoint_version": 3.0})
 
 
@@ -113,9 +113,11 @@ def _pieces(checked: Conversion) -> list[Piece]:
 
 def _write_shard(
     checked: Conversion, folder: Path, number: int, pieces: Sequence[Piece], advance: Advance
-) -> list[Written]:
+) -> tuple[list[Written], list[Problem]]:
+    """Write a share of the chunks. Beside what was written come the Hugging Face tensors that hold NaN or infinity."""
     dims = checked.plan.dims
     writer = DistWriter(folder, number)
+    unsound: dict[tuple[str, ...], Step] = {}
     with SpanReader() as reader:
         for piece in pieces:
             step, rows = piece.step, piece.rows
@@ -127,12 +129,30 @@ def _write_shard(
                 offsets=(*step.index, rows.start, *(0 for _ in rest)),
                 sizes=(*(1 for _ in step.index), rows.stop - rows.start, *rest),
             )
-            writer.write_blocks(part, _blocks(step, rows, checked, reader))
+            blocks = _blocks(step, rows, checked, reader)
+            writer.write_blocks(
+                part, _watched(blocks, _dtype(step, checked), partial(unsound.setdefault, step.hf_names, step))
+            )
             advance(piece.num_bytes)
     if number == 0:
         for key in checked.content.objects:
             writer.write_empty_object(key)
-    return writer.close()
+    return writer.close(), [problem for step in unsound.values() for problem in _not_finite(step, checked)]
+
+
+def _watched(blocks: Iterator[memoryview], dtype: torch.dtype, note: Callable[[], object]) -> Iterator[memoryview]:
+    """The same blocks; `note` is called where one holds NaN or infinity. They are in the cache, so it costs little."""
+    for block in blocks:
+        if not is_finite(torch.frombuffer(block, dtype=dtype)):
+            note()
+        yield block
+
+
+def _not_finite(step: Step, checked: Conversion) -> list[Problem]:
+    shapes = step.rule.hf_shapes(checked.plan.dims)
+    return not_finite(
+        (name, open_tensor(checked.plan.hf[name]), shape[0]) for name, shape in zip(step.hf_names, shapes, strict=True)
+    )
 
 
 def _blocks(step: Step, rows: slice, checked: Conversion, reader: SpanReader) -> Iterator[memoryview]:
