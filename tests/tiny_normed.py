@@ -20,7 +20,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-GEMMA = {"hidden_size": 80, "head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": 7}
+NO_PAD = {"pad_token_id": None}
+"""torch gives the embedding of a padding token no gradient."""
+GEMMA = {"hidden_size": 80, "head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": 7} | NO_PAD
 """Scores and logits of so small a model come near to caps of 2 and 3."""
 GEMMA3_ROPES = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
@@ -43,12 +45,20 @@ NORMED: Mapping[str, tuple[type[PreTrainedModel], type[Any], Mapping[str, Any]]]
         Gemma3TextConfig,
         GEMMA | {"sliding_window_pattern": 3, "rope_parameters": GEMMA3_ROPES},
     ),
-    "olmo2": (Olmo2ForCausalLM, Olmo2Config, {"rms_norm_eps": 1e-6}),
-    "olmo2_bias": (Olmo2ForCausalLM, Olmo2Config, {"attention_bias": True, "tie_word_embeddings": True}),
-    "glm4": (Glm4ForCausalLM, Glm4Config, {"head_dim": 16, "pad_token_id": 0}),
+    "olmo2": (
+        Olmo2ForCausalLM,
+        Olmo2Config,
+        NO_PAD | {"rms_norm_eps": 1e-6, "tie_word_embeddings": True, "eos_token_id": None},
+    ),
+    "olmo2_bias": (
+        Olmo2ForCausalLM,
+        Olmo2Config,
+        NO_PAD | {"attention_bias": True, "eos_token_id": None},
+    ),
+    "glm4": (Glm4ForCausalLM, Glm4Config, NO_PAD | {"head_dim": 16}),
     "glm4_no_bias": (
         Glm4ForCausalLM,
         Glm4Config,
-        {"head_dim": 16, "pad_token_id": 0, "attention_bias": False, "tie_word_embeddings": True},
+        NO_PAD | {"head_dim": 16, "attention_bias": False, "tie_word_embeddings": True},
     ),
 }

@@ -18,6 +18,7 @@ from mcore.bridge.families import dims_of, family_of_config
 from mcore.bridge.plan import steps_of
 from mcore.errors import ConfigError
 from tests.tiny_models import MODELS, PADDED_VOCAB_SIZE, SIZES, fill, mcore_tensors, tiny_hf_model
+from tests.tiny_normed import NORMED
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -46,7 +47,7 @@ def logits_of(hf: torch.nn.Module, model: GPTModel) -> tuple[torch.Tensor, torch
     return hf(IDS_BS).logits, model.eval()(IDS_BS, POSITIONS_BS, None)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *NORMED])
 def test_logits_equal_those_of_the_reference_model(name: str) -> None:
     hf, config = tiny_hf_model(name)
     logits_BSV, logits_BSP = logits_of(hf, mcore_model(hf, config))
@@ -54,7 +55,7 @@ def test_logits_equal_those_of_the_reference_model(name: str) -> None:
     assert relative_error(logits_BSV, logits_BSP[..., :VOCAB_SIZE]) < MAX_RELATIVE_ERROR
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *NORMED])
 def test_bf16_is_no_further_from_the_reference_than_its_own_bf16(name: str) -> None:
     hf, config = tiny_hf_model(name, dtype=torch.bfloat16)
     exact = hf(IDS_BS).logits.float(), mcore_model(hf, config, params_dtype=torch.bfloat16)
@@ -71,6 +72,15 @@ def test_bf16_is_no_further_from_the_reference_than_its_own_bf16(name: str) -> N
         ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 20000.0}}),
         ("llama3", {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
         ("llama_linear", {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}}),
+        ("gemma2", {"attn_logit_softcapping": None}),
+        ("gemma2", {"attn_logit_softcapping": 2.1}),
+        ("gemma2", {"final_logit_softcapping": 3.1}),
+        ("gemma2", {"sliding_window": 8}),
+        ("gemma2", {"layer_types": ["full_attention", "sliding_attention"] * 2}),
+        ("gemma2_uncapped", {"query_pre_attn_scalar": 12}),
+        ("gemma3", {"sliding_window": 6}),
+        ("gemma3", {"layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]}),
+        ("glm4", {"partial_rotary_factor": 0.25, "rope_parameters": None}),
     ],
 )
 def test_a_wrong_config_is_seen(name: str, change: dict[str, Any]) -> None:
@@ -80,7 +90,7 @@ def test_a_wrong_config_is_seen(name: str, change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("recompute", [{}, {"granularity": "selective"}, {"granularity": "full", "method": "uniform"}])
-@pytest.mark.parametrize("name", ["llama_bias", "llama3", "qwen3"])
+@pytest.mark.parametrize("name", ["llama_bias", "llama3", "qwen3", *NORMED])
 def test_losses_and_gradients_equal_those_of_the_reference_model(name: str, recompute: dict[str, str]) -> None:
     """With padding in the vocabulary, of which the reference model knows nothing."""
     options: dict[str, Any] = {f"recompute_{key}": value for key, value in recompute.items()}
@@ -139,10 +149,11 @@ def test_weights_are_nan_until_they_are_loaded() -> None:
     assert model(IDS_BS, POSITIONS_BS, None).float()[..., :VOCAB_SIZE].isnan().all()
 
 
-def test_rotary_frequencies_stay_fp32_when_the_model_is_cast() -> None:
+def test_rotary_angles_stay_fp32_when_the_model_is_cast() -> None:
     hf, config = tiny_hf_model("llama")
     model = mcore_model(hf, config).bfloat16()
-    assert torch.equal(model.rotary_pos_emb.inv_freq, hf.model.rotary_emb.inv_freq)
+    expected = torch.outer(torch.arange(4.0), hf.model.rotary_emb.inv_freq)
+    assert torch.equal(model.rotary_pos_emb(4)[:, 0, 0, : expected.shape[1]], expected)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +162,7 @@ def test_rotary_frequencies_stay_fp32_when_the_model_is_cast() -> None:
         ({"architectures": ["GPT2LMHeadModel"]}, Layout(), "GPT2LMHeadModel"),
         ({}, Layout(tensor_model_parallel_size=3), "num_key_value_heads: expected a multiple"),
         ({}, Layout(pipeline_model_parallel_size=3), "num_hidden_layers: expected a multiple"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, Layout(), "rope_parameters.rope_type"),
+        ({"rope_parameters": {"rope_type": "mrope", "factor": 2.0}}, Layout(), "rope_parameters.rope_type"),
         ({"hidden_act": "gelu"}, Layout(), "hidden_act"),
     ],
 )
