@@ -11,29 +11,35 @@ from typing import Any
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     MinistralConfig,
     MinistralForCausalLM,
+    MinistralForSequenceClassification,
     MistralConfig,
     MistralForCausalLM,
+    MistralForSequenceClassification,
     Phi3Config,
     Phi3ForCausalLM,
+    Phi3ForSequenceClassification,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2ForSequenceClassification,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3ForSequenceClassification,
 )
 
 DYNAMIC_ROPE = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
 YARN_ROPE = {
     "rope_type": "yarn",
-    "rope_theta": 10000.0,
+    "rope_theta": 50.0,
     "factor": 4.0,
     "original_max_position_embeddings": 16,
     "beta_fast": 2.0,
     "beta_slow": 0.5,
 }
-"""With the usual betas so short a context would have every frequency interpolated."""
+"""With the usual betas and theta so short a context and so small a head would have no frequency between the bounds."""
 YARN_FRACTIONAL_ROPE = YARN_ROPE | {"truncate": False, "mscale": 0.7, "mscale_all_dim": 0.3, "beta_fast": 1.5}
 YARN_WITH_FACTOR = YARN_ROPE | {"attention_factor": 1.3}
 LONG_FACTORS = [1.0, 2.0, 3.5, 5.0, 6.0, 8.0, 11.0, 16.0]
@@ -98,4 +104,26 @@ DENSE: Mapping[str, tuple[type[PreTrainedModel], type[Any], Mapping[str, Any]]] 
         Phi3Config,
         {**PHI3, "tie_word_embeddings": True, "rope_parameters": longrope(6, 16) | {"partial_rotary_factor": 0.75}},
     ),
+}
+
+CLASSIFIERS: Mapping[str, tuple[type[PreTrainedModel], type[Any], Mapping[str, Any]]] = {
+    "llama_classifier": (
+        LlamaForSequenceClassification,
+        LlamaConfig,
+        # The flag is about a vocabulary head, which there is none of.
+        {"num_labels": 3, "pad_token_id": 249, "tie_word_embeddings": True, "rope_parameters": YARN_ROPE},
+    ),
+    "mistral_reward": (
+        MistralForSequenceClassification,
+        MistralConfig,
+        {"num_labels": 1, "pad_token_id": 249, "sliding_window": 7},
+    ),
+    "ministral_reward": (
+        MinistralForSequenceClassification,
+        MinistralConfig,
+        {"num_labels": 1, "pad_token_id": 249, "head_dim": 12, "layer_types": ["full_attention"] * 4},
+    ),
+    "qwen2_reward": (Qwen2ForSequenceClassification, Qwen2Config, {"num_labels": 1, "pad_token_id": 249}),
+    "qwen3_classifier": (Qwen3ForSequenceClassification, Qwen3Config, {"head_dim": 24, "pad_token_id": 249}),
+    "phi3_classifier": (Phi3ForSequenceClassification, Phi3Config, {**PHI3, "num_labels": 5, "pad_token_id": 249}),
 }

@@ -27,8 +27,9 @@ from transformers.core_model_loading import revert_weight_conversion
 from mcore.bridge.families import dims_of, family_of_config
 from mcore.bridge.hf_tensors import part_name
 from mcore.bridge.plan import global_shape, steps_of
-from tests.tiny_dense import DENSE
+from tests.tiny_dense import CLASSIFIERS, DENSE
 from tests.tiny_latent import LATENT_MODELS
+from tests.tiny_moe import MOE
 from tests.tiny_normed import NORMED
 
 SIZES = {
@@ -70,7 +71,7 @@ def tiny_hf_model(
     name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A model of `MODELS`, `DENSE` or `NORMED` in eval mode, and the mapping of its `config.json`."""
-    model_class, config_class, options = {**MODELS, **DENSE, **NORMED, **LATENT_MODELS}[name]
+    model_class, config_class, options = {**MODELS, **DENSE, **CLASSIFIERS, **NORMED, **LATENT_MODELS, **MOE}[name]
     # A config class moves fields inside of the mappings that it is given.
     hf_config = config_class(**deepcopy({**SIZES, **options}), attn_implementation="eager")
     generator = torch.Generator().manual_seed(seed)
@@ -94,10 +95,19 @@ def tiny_hf_model(
     return model, config
 
 
-def mcore_tensors(model: PreTrainedModel, hf_config: Mapping[str, Any], *, padded_vocab_size: int) -> dict[str, Tensor]:
-    """The model's weights as a megatron checkpoint names and stacks them, made by the bridge's rules."""
+def mcore_tensors(
+    model: PreTrainedModel,
+    hf_config: Mapping[str, Any],
+    *,
+    padded_vocab_size: int,
+    more: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """The model's weights as a megatron checkpoint names and stacks them, made by the bridge's rules.
+
+    `more` are tensors of its files, by name, that the model itself does not have.
+    """
     dims = dims_of(hf_config, make_vocab_size_divisible_by=padded_vocab_size)
-    state = revert_weight_conversion(model, model.state_dict())  # as `save_pretrained` writes them
+    state = {**revert_weight_conversion(model, model.state_dict()), **(more or {})}  # as files have it
     tensors: dict[str, Tensor] = {}
     for step in steps_of(family_of_config(hf_config), dims):
         parts = [_part(state, name) for name in step.hf_names]

@@ -19,6 +19,7 @@ from megatron.core.tensor_parallel.layers import (
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch import Tensor
 
+from mcore.backend.heads import install_classification_head
 from mcore.backend.layout import Layout
 from mcore.backend.mla import finish_latent_attention
 from mcore.backend.moe import moe_arguments
@@ -100,6 +101,8 @@ def build_model(
         finish_latent_attention(model, rope)
     else:
         install_rotary(model, rope, features.rope_of_layer)
+    if features.num_labels is not None and model.post_process:
+        install_classification_head(model, features.num_labels)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(torch.nan)
@@ -112,7 +115,8 @@ def build_model(
     if model.post_process:
         if features.logit_softcap is not None:
             cap_logits(model, features.logit_softcap)
-        mask_vocabulary_padding(model, dims.vocab)
+        if features.num_labels is None:
+            mask_vocabulary_padding(model, dims.vocab)
     return model
 
 

@@ -9,6 +9,8 @@ from types import MappingProxyType
 from typing import Any
 
 from mcore.bridge.dims import ModelDims
+from mcore.bridge.families import classifier
+from mcore.bridge.families.classifier import classifier_of
 from mcore.bridge.rules import Family
 from mcore.errors import ConfigError, Problem
 
@@ -16,22 +18,34 @@ SUPPORTED: Mapping[str, str] = MappingProxyType(
     {
         "DeepseekV2ForCausalLM": "deepseek_v2",
         "DeepseekV3ForCausalLM": "deepseek_v3",
-        "GptOssForCausalLM": "gpt_oss",
         "Gemma2ForCausalLM": "gemma2",
+        "Gemma2ForSequenceClassification": "gemma2",
         "Gemma3ForCausalLM": "gemma3",
+        "Gemma3TextForSequenceClassification": "gemma3",
         "Glm4ForCausalLM": "glm4",
+        "Glm4ForSequenceClassification": "glm4",
         "Glm4MoeForCausalLM": "glm4_moe",
+        "GptOssForCausalLM": "gpt_oss",
         "LlamaForCausalLM": "llama",
+        "LlamaForSequenceClassification": "llama",
         "MinistralForCausalLM": "ministral",
+        "MinistralForSequenceClassification": "ministral",
         "MistralForCausalLM": "mistral",
+        "MistralForSequenceClassification": "mistral",
         "MixtralForCausalLM": "mixtral",
-        "OlmoeForCausalLM": "olmoe",
+        "MixtralForSequenceClassification": "mixtral",
         "Olmo2ForCausalLM": "olmo2",
+        "Olmo2ForSequenceClassification": "olmo2",
+        "OlmoeForCausalLM": "olmoe",
         "Phi3ForCausalLM": "phi3",
+        "Phi3ForSequenceClassification": "phi3",
         "Qwen2ForCausalLM": "qwen2",
+        "Qwen2ForSequenceClassification": "qwen2",
         "Qwen2MoeForCausalLM": "qwen2_moe",
         "Qwen3ForCausalLM": "qwen3",
+        "Qwen3ForSequenceClassification": "qwen3",
         "Qwen3MoeForCausalLM": "qwen3_moe",
+        "Qwen3MoeForSequenceClassification": "qwen3_moe",
     }
 )
 """Module name of the family by the class name in `config.json`'s `architectures`."""
@@ -56,7 +70,7 @@ def family_of(architecture: str) -> Family:
             ],
         )
     family: Family = import_module(f"{__name__}.{SUPPORTED[architecture]}").FAMILY
-    return family
+    return classifier_of(family, architecture) if architecture.endswith(classifier.SUFFIX) else family
 
 
 def family_of_config(config: Mapping[str, Any]) -> Family:

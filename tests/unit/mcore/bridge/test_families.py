@@ -7,6 +7,7 @@ import pytest
 
 from mcore.bridge.families import SUPPORTED, family_of, family_of_config
 from mcore.errors import ConfigError
+from tests.tiny_dense import DENSE
 from tests.tiny_models import MODELS, tiny_hf_model
 
 
@@ -57,15 +58,11 @@ def test_features_that_would_be_left_out_are_refused_at_once():
     _, config = tiny_hf_model("qwen2")
     config |= {
         "hidden_act": "gelu",
-        "use_sliding_window": True,
-        "layer_types": ["full_attention", "sliding_attention"],
         "partial_rotary_factor": 0.5,
         "rms_norm_eps": None,
     }
     assert problems_of(config) == {
         "config.json: hidden_act",
-        "config.json: use_sliding_window",
-        "config.json: layer_types",
         "config.json: partial_rotary_factor",
         "config.json: rms_norm_eps",
     }
@@ -77,21 +74,29 @@ def test_a_partial_rotary_factor_among_the_rope_parameters_is_seen():
     assert problems_of(config) == {"config.json: rope_parameters.partial_rotary_factor"}
 
 
-def test_a_window_that_is_switched_off_is_no_window():
-    _, config = tiny_hf_model("qwen2")
-    family_of_config(config).transformer_config(config | {"use_sliding_window": False, "sliding_window": 4096})
+@pytest.mark.parametrize("name", [*MODELS, *DENSE])
+def test_biases_are_where_transformers_has_them(name):
+    model, config = tiny_hf_model(name)
+    family = family_of_config(config)
+    arguments, features = family.transformer_config(config), family.features(config)
+    attention, mlp = model.model.layers[0].self_attn, model.model.layers[0].mlp
+    everywhere = arguments["add_bias_linear"]
+    on_qkv, on_o = features.attention_input_bias, features.attention_output_bias
+    qkv = attention.qkv_proj if hasattr(attention, "qkv_proj") else attention.q_proj
+    assert (everywhere or arguments["add_qkv_bias"] if on_qkv is None else on_qkv) == (qkv.bias is not None)
+    assert (everywhere if on_o is None else on_o) == (attention.o_proj.bias is not None)
+    assert everywhere == (mlp.down_proj.bias is not None)
 
 
-@pytest.mark.parametrize("one", ["attention_bias", "mlp_bias"])
-def test_llama_with_one_kind_of_bias_is_refused(one):
-    _, config = tiny_hf_model("llama")
-    assert problems_of(config | {one: True}) == {"config.json: attention_bias, mlp_bias"}
-
-
-def test_qwen3_without_head_dim_or_with_bias_is_refused():
+def test_qwen3_without_head_dim_is_refused():
     _, config = tiny_hf_model("qwen3")
-    config |= {"attention_bias": True, "head_dim": None}
-    assert problems_of(config) == {"config.json: head_dim", "config.json: attention_bias"}
+    assert problems_of(config | {"head_dim": None}) == {"config.json: head_dim"}
+
+
+def test_phi3_may_turn_a_part_of_each_head():
+    _, config = tiny_hf_model("phi4_partial")
+    assert config["rope_parameters"]["partial_rotary_factor"] == 0.75
+    family_of_config(config).transformer_config(config)
 
 
 def test_families_plans_and_headers_come_without_torch():
