@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,13 +17,23 @@ import torch
 from mcore.bridge.convert import HF_FOLDER
 from mcore.bridge.dist_dialects import EMBEDDING, read_weights
 from mcore.bridge.dist_files import DistTensor
+from mcore.bridge.dist_writer import bytes_of
 from mcore.bridge.families import dims_of, family_of_config
 from mcore.bridge.hf_config import CONFIG_FILE, copy_small_files, exported_config, read_hf_config
-from mcore.bridge.hf_files import SafetensorsWriter, TensorSpec, divide_into_shards
-from mcore.bridge.hf_tensors import PartName, part_name
+from mcore.bridge.hf_tensors import part_name
+from mcore.bridge.hf_writer import (
+    Place,
+    SafetensorsWriter,
+    TensorSpec,
+    create_shards,
+    divide_into_shards,
+    refuse_gaps,
+)
 from mcore.bridge.plan import Plan, Step, mcore_shapes_of, plan_export
+from mcore.bridge.spans import SpanReader
+from mcore.bridge.workers import Piece, divide, do_all
 from mcore.folders import refuse_existing, whole_folder
-from mcore.progress import progress, say
+from mcore.progress import Advance, progress, say
 from mcore.select import select_checkpoint
 
 TorchDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -35,6 +47,7 @@ def export(
     iteration: int | None = None,
     torch_dtype: TorchDtype = "auto",
     max_shard_size_gb: float = 5.0,
+    num_workers: int = 1,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a checkpoint's weights as a Hugging Face folder that transformers and vLLM load.
@@ -46,6 +59,7 @@ def export(
         iteration: Which iteration; the newest complete one if None.
         torch_dtype: Dtype of the written weights; `auto` keeps each tensor's.
         max_shard_size_gb: Largest safetensors file, in 10^9 bytes. A single larger tensor gets a file of its own.
+        num_workers: Processes that divide the work. What they write does not depend on their number.
         overwrite: Whether an existing `output` is replaced.
 
     Returns:
@@ -73,13 +87,16 @@ def export(
         copy_small_files(hf, folder)
         exported = exported_config(config, _main_dtype(specs))
         (folder / CONFIG_FILE).write_text(json.dumps(exported, indent=2, ensure_ascii=False) + "\n")
-        with SafetensorsWriter(folder, shards) as writer:
-            _write(writer, plan, tensors, specs)
+        places = create_shards(folder, shards)
+        pieces = divide(_pieces(plan, tensors), num_workers)
+        with progress("export", sum(piece.num_bytes for share in pieces for piece in share), "bytes") as advance:
+            tasks = [partial(_write_pieces, places, plan, tensors, share) for share in pieces]
+            refuse_gaps(places, do_all(tasks, advance))
         metrics = {
             "iteration": chosen.iteration,
             "num_tensors": len(specs),
             "num_files": len(shards),
-            "bytes": writer.num_bytes,
+            "bytes": sum(spec.num_bytes for spec in specs.values()),
             "seconds": round(time.monotonic() - start, 3),
         }
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
@@ -107,38 +124,93 @@ def _main_dtype(specs: Mapping[str, TensorSpec]) -> str:
     return num_bytes.most_common(1)[0][0]
 
 
-def _write(
-    writer: SafetensorsWriter, plan: Plan, tensors: Mapping[str, DistTensor], specs: Mapping[str, TensorSpec]
+def _pieces(plan: Plan, tensors: Mapping[str, DistTensor]) -> list[Piece]:
+    """What can be read and written by itself: rows of megatron's that no chunk reaches over, or all of a step's."""
+    pieces = []
+    for step in plan.steps:
+        num_rows, *rest = step.rule.mcore_shape(plan.dims)
+        stored = tensors[step.mcore_key]
+        row_bytes = math.prod(rest) * getattr(torch, stored.dtype).itemsize
+        windows = stored.row_windows(step.index) if _goes_by_rows(step, plan) else [slice(0, num_rows)]
+        pieces += [Piece(step, rows, (rows.stop - rows.start) * row_bytes) for rows in windows]
+    return pieces
+
+
+def _goes_by_rows(step: Step, plan: Plan) -> bool:
+    """Whether runs of megatron's rows lie together on the Hugging Face side as well."""
+    return all(run.hf_step == 1 for run in step.rule.runs(plan.dims)) and not any(
+        part_name(name).transposed for name in step.hf_names
+    )
+
+
+def _write_pieces(
+    places: Mapping[str, Place],
+    plan: Plan,
+    tensors: Mapping[str, DistTensor],
+    pieces: Sequence[Piece],
+    advance: Advance,
+) -> Counter[str]:
+    writer = SafetensorsWriter(places)
+    with SpanReader() as reader:
+        for piece in pieces:
+            stored = tensors[piece.step.mcore_key]
+            if not _copy(writer, reader, piece, stored, plan, places):
+                _compute(writer, piece, stored, plan, places)
+            advance(piece.num_bytes)
+    return writer.close()
+
+
+def _copy(
+    writer: SafetensorsWriter,
+    reader: SpanReader,
+    piece: Piece,
+    stored: DistTensor,
+    plan: Plan,
+    places: Mapping[str, Place],
+) -> bool:
+    """Copy a piece's bytes as they are, or cast. False, and nothing is done, if they do not lie row by row."""
+    step, rows = piece.step, piece.rows
+    if not _goes_by_rows(step, plan):
+        return False
+    runs = list(step.rule.runs_within(rows.start, rows.stop, plan.dims))
+    spans = [stored.spans(step.index, slice(run.mcore_row, run.mcore_row + run.num_rows)) for run in runs]
+    if None in spans:
+        return False
+    for run, of_run in zip(runs, spans, strict=True):
+        name, first_row = _target(step, plan, run.part, run.hf_row)
+        spec = places[name].spec
+        blocks = _cast(reader.blocks(of_run or ()), stored.dtype, spec.dtype)
+        num_values = math.prod(step.rule.mcore_shape(plan.dims)[1:])
+        writer.write_blocks(name, first_row * num_values * getattr(torch, spec.dtype).itemsize, blocks)
+    return True
+
+
+def _cast(blocks: Iterable[memoryview], stored: str, written: str) -> Iterable[memoryview]:
+    if stored == written:
+        return blocks
+    source, target = getattr(torch, stored), getattr(torch, written)
+    return (bytes_of(torch.frombuffer(block, dtype=source).to(target)) for block in blocks)
+
+
+def _compute(
+    writer: SafetensorsWriter, piece: Piece, stored: DistTensor, plan: Plan, places: Mapping[str, Place]
 ) -> None:
-    with progress("export", len(plan.steps), "tensors") as advance:
-        for step in plan.steps:
-            parts = [part_name(name) for name in step.hf_names]
-            dtype = getattr(torch, specs[parts[0].tensor].dtype)
-            stored = tensors[step.mcore_key]
-            if all(run.hf_step == 1 for run in step.rule.runs(plan.dims)) and not any(p.transposed for p in parts):
-                _write_by_rows(writer, step, parts, stored, plan, dtype)
-            else:
-                _write_whole(writer, step, parts, stored, plan, dtype)
-            advance(1)
+    """For what lies scattered on either side: a piece is put together in memory first."""
+    step, rows = piece.step, piece.rows
+    dtype = getattr(torch, places[part_name(step.hf_names[0]).tensor].spec.dtype)
+    tensor = stored.read_rows(step.index, rows).to(dtype)
+    if _goes_by_rows(step, plan):
+        for number, hf_rows, of_part in step.rule.hf_pieces(tensor, plan.dims, rows.start):
+            name, first_row = _target(step, plan, number, hf_rows.start)
+            writer.write_rows(name, first_row, of_part)
+        return
+    for name, whole in zip(step.hf_names, step.rule.to_hf(tensor, plan.dims), strict=True):
+        part = part_name(name)
+        of_part = whole.T.contiguous() if part.transposed else whole
+        writer.write_rows(part.tensor, (part.index or 0) * of_part.shape[0], of_part)
 
 
-def _write_by_rows(
-    writer: SafetensorsWriter, step: Step, parts: Sequence[PartName], stored: DistTensor, plan: Plan, dtype: torch.dtype
-) -> None:
-    shapes = step.rule.hf_shapes(plan.dims)
-    for window in stored.row_windows(step.index):
-        rows = stored.read_rows(step.index, window).to(dtype)
-        for number, hf_rows, piece in step.rule.hf_pieces(rows, plan.dims, window.start):
-            first_row = (parts[number].index or 0) * shapes[number][0] + hf_rows.start
-            writer.write_rows(parts[number].tensor, first_row, piece)
-
-
-def _write_whole(
-    writer: SafetensorsWriter, step: Step, parts: Sequence[PartName], stored: DistTensor, plan: Plan, dtype: torch.dtype
-) -> None:
-    """For rows that lie scattered in the file: one expert's matrix is put together first."""
-    num_rows = step.rule.mcore_shape(plan.dims)[0]
-    rows = stored.read_rows(step.index, slice(0, num_rows)).to(dtype)
-    for part, whole in zip(parts, step.rule.to_hf(rows, plan.dims), strict=True):
-        tensor = whole.T.contiguous() if part.transposed else whole
-        writer.write_rows(part.tensor, (part.index or 0) * tensor.shape[0], tensor)
+def _target(step: Step, plan: Plan, number: int, hf_row: int) -> tuple[str, int]:
+    """The tensor to be written that a step's Hugging Face tensor is or is a part of, and the row in all of it."""
+    part = part_name(step.hf_names[number])
+    return part.tensor, (part.index or 0) * step.rule.hf_shapes(plan.dims)[number][0] + hf_row

@@ -94,6 +94,7 @@ class OutputFile:
     """A file that is written at places of its own, on its way to the disk while it is still being written."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file = os.open(path, os.O_CREAT | os.O_WRONLY, 0o666)
         self._unsynced = 0
 
@@ -102,10 +103,16 @@ class OutputFile:
 
         Returns:
             Where it ends.
+
+        Raises:
+            ConversionError: The file system says no; most likely it is full.
         """
         rest = memoryview(data)
         while rest:
-            written = os.pwrite(self._file, rest, offset)
+            try:
+                written = os.pwrite(self._file, rest, offset)
+            except OSError as exc:
+                raise self._failed(exc) from exc
             rest, offset = rest[written:], offset + written
             self._unsynced += written
         if self._unsynced >= WRITEBACK_BYTES:
@@ -114,11 +121,16 @@ class OutputFile:
         return offset
 
     def close(self) -> None:
-        """Wait until all is on the disk."""
+        """Wait until all is on the disk. Raises as `write`."""
         try:
             os.fdatasync(self._file)
+        except OSError as exc:
+            raise self._failed(exc) from exc
         finally:
             os.close(self._file)
+
+    def _failed(self, exc: OSError) -> ConversionError:
+        return ConversionError("a file can't be written", [Problem(str(self._path), found=exc.strerror or str(exc))])
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
