@@ -39,12 +39,12 @@ LATENT: Mapping[str, Any] = {
 }
 YARN = {
     "rope_type": "yarn",
-    "rope_theta": 10000.0,
+    "rope_theta": 100.0,  # so that frequencies of every kind are among so few: kept, mixed, divided
     "factor": 4.0,
     "mscale": 0.7,
     "mscale_all_dim": 1.3,
     "beta_fast": 2.0,
-    "beta_slow": 0.5,
+    "beta_slow": 0.25,
     "original_max_position_embeddings": 16,
 }
 V3 = {**LATENT, "num_mtp_layers": 0}

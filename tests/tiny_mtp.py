@@ -1,0 +1,58 @@
+"""Tiny models with layers for further tokens, which transformers keeps in a model of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_layers import MtpModel
+
+from tests.tiny_models import tiny_hf_model
+
+NUM_MTP_LAYERS = 2
+MTP_MODELS = ("deepseek_v3", "glm4_moe")
+
+
+def tiny_mtp_model(name: str) -> tuple[PreTrainedModel, MtpModel, dict[str, Any]]:
+    """A model of `MTP_MODELS`, its layers for further tokens with every tensor perturbed, and its `config.json`."""
+    main, config = tiny_hf_model(name)
+    main.config.num_mtp_layers = NUM_MTP_LAYERS
+    further = MtpModel(main, NUM_MTP_LAYERS).eval()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter_name, tensor in own_tensors(further):
+            noise = torch.randn(tensor.shape, generator=generator)
+            is_small = parameter_name.endswith("bias")
+            scaled = 0.3 * noise if is_small else noise / tensor.shape[-1] ** 0.5
+            tensor.copy_(1 + 0.3 * noise if "norm" in parameter_name else scaled)
+    return main, further, config | {"num_nextn_predict_layers": NUM_MTP_LAYERS}
+
+
+def own_tensors(further: MtpModel) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and router biases of the layers for further tokens, without what they share with the model."""
+    named = [*further.named_parameters(), *further.named_buffers()]
+    return ((name, tensor) for name, tensor in named if name.startswith("layers."))
+
+
+def mtp_tensors(main: PreTrainedModel, further: MtpModel) -> dict[str, Tensor]:
+    """The layers for further tokens as files of DeepSeek-V3 and GLM-4.5 hold them, copies included."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in own_tensors(further):
+        _, number, rest = name.split(".", 2)
+        layer = f"model.layers.{main.config.num_hidden_layers + int(number)}."
+        rest = rest.removeprefix("mtp_block.").replace("post_norm.", "shared_head.norm.")
+        if rest == "mlp.experts.gate_up_proj":
+            for expert, (gate, up) in enumerate(part.chunk(2) for part in tensor):
+                tensors[f"{layer}mlp.experts.{expert}.gate_proj.weight"] = gate
+                tensors[f"{layer}mlp.experts.{expert}.up_proj.weight"] = up
+        elif rest == "mlp.experts.down_proj":
+            for expert, down in enumerate(tensor):
+                tensors[f"{layer}mlp.experts.{expert}.down_proj.weight"] = down
+        else:
+            tensors[layer + rest] = tensor
+        tensors[f"{layer}embed_tokens.weight"] = main.model.embed_tokens.weight
+        tensors[f"{layer}shared_head.head.weight"] = main.lm_head.weight
+    return {name: tensor.detach() for name, tensor in tensors.items()}

@@ -1,0 +1,128 @@
+"""Layers for further tokens against what the DeepSeek-V3 report defines, with transformers' layers in it.
+
+Legend: B batch, S sequence, H hidden, V vocabulary, P padded vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from megatron.core.models.gpt import GPTModel
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_layers import MtpModel
+
+from mcore.backend.layout import Layout
+from mcore.backend.meta import sharded_shapes
+from mcore.backend.model import build_model
+from mcore.backend.parallel import parallel_processes
+from mcore.bridge.families import dims_of, family_of_config
+from mcore.bridge.plan import mcore_shapes_of
+from tests.tiny_models import PADDED_VOCAB_SIZE, fill, mcore_tensors, tiny_hf_model
+from tests.tiny_mtp import MTP_MODELS, NUM_MTP_LAYERS, mtp_tensors, tiny_mtp_model
+from tests.unit.mcore.backend.test_model import IDS_BS, MAX_RELATIVE_ERROR, POSITIONS_BS, VOCAB_SIZE, relative_error
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    with parallel_processes(Layout()):
+        yield
+
+
+def mcore_model(main: PreTrainedModel, further: MtpModel, config: dict[str, Any]) -> GPTModel:
+    arguments: dict[str, Any] = {"params_dtype": torch.float32, "layout": Layout(), "backend": "torch"}
+    model = build_model(config, padded_vocab_size=PADDED_VOCAB_SIZE, **arguments)
+    more = mtp_tensors(main, further)
+    fill(model, mcore_tensors(main, config, padded_vocab_size=PADDED_VOCAB_SIZE, more=more))
+    return model.eval()
+
+
+@torch.no_grad()
+def reference_logits(main: PreTrainedModel, further: MtpModel) -> list[Tensor]:
+    """Logits `[B, S, V]` of each depth, by equations 21 to 23 of the DeepSeek-V3 report.
+
+    At depth k, position i joins the hidden state of depth k - 1 and the embedding of token i + k. Behind the end of the
+    sequence there are tokens 0.
+    """
+    length = IDS_BS.shape[1]
+    mask = torch.full((length, length), -torch.inf).triu(1)[None, None]
+    hidden_BSH = main.model(IDS_BS).last_hidden_state
+    rotary = main.model.rotary_emb(hidden_BSH, POSITIONS_BS)
+    logits = []
+    for depth, layer in enumerate(further.layers, 1):
+        ahead_BS = torch.nn.functional.pad(IDS_BS[:, depth:], (0, depth))
+        embedded_BSH = layer.enorm(main.model.embed_tokens(ahead_BS))
+        weight_of_embedding, weight_of_hidden = layer.eh_proj.weight.chunk(2, dim=1)
+        joint_BSH = embedded_BSH @ weight_of_embedding.T + layer.hnorm(hidden_BSH) @ weight_of_hidden.T
+        hidden_BSH = layer.post_norm(layer.mtp_block(joint_BSH, attention_mask=mask, position_embeddings=rotary))
+        logits.append(main.lm_head(hidden_BSH))
+    return logits
+
+
+@torch.no_grad()
+def mtp_logits(model: GPTModel) -> list[Tensor]:
+    """Logits `[B, S, P]` of each depth by megatron-core's layers."""
+    hidden: list[Tensor] = []
+    hook = model.output_layer.register_forward_pre_hook(lambda layer, inputs: hidden.append(inputs[0]))
+    model(IDS_BS, POSITIONS_BS, None)
+    hook.remove()
+    angles = model.rotary_pos_emb(IDS_BS.shape[1]) if hasattr(model, "rotary_pos_emb") else None
+    all_hidden_SBH = model.mtp(
+        IDS_BS, POSITIONS_BS, hidden[0], attention_mask=None, rotary_pos_emb=angles, embedding=model.embedding
+    )
+    _, *further = all_hidden_SBH.chunk(1 + NUM_MTP_LAYERS)
+    return [model.output_layer(hidden_SBH)[0].transpose(0, 1) for hidden_SBH in further]
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("name", MTP_MODELS)
+def test_logits_of_every_depth_equal_the_reports(name: str) -> None:
+    main, further, config = tiny_mtp_model(name)
+    expected, found = reference_logits(main, further), mtp_logits(mcore_model(main, further, config))
+    assert len(expected) == len(found) == NUM_MTP_LAYERS
+    for logits_BSV, logits_BSP in zip(expected, found, strict=True):
+        assert relative_error(logits_BSV, logits_BSP[..., :VOCAB_SIZE]) < MAX_RELATIVE_ERROR
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("weight", ["eh_proj", "enorm", "hnorm", "final_layernorm"])
+def test_a_wrong_weight_is_seen(weight: str) -> None:
+    """The control of the test above: halves of the projection exchanged, norms of another layer."""
+    main, further, config = tiny_mtp_model("deepseek_v3")
+    model = mcore_model(main, further, config)
+    one, other = (getattr(layer, weight).weight for layer in model.mtp.layers)
+    with torch.no_grad():
+        one.copy_(one.roll(one.shape[1] // 2, 1) if weight == "eh_proj" else other)
+    logits_BSV, logits_BSP = reference_logits(main, further)[0], mtp_logits(model)[0]
+    assert relative_error(logits_BSV, logits_BSP[..., :VOCAB_SIZE]) > 1e-2
+
+
+@pytest.mark.usefixtures("alone")
+def test_logits_losses_and_gradients_of_the_model_do_not_depend_on_them() -> None:
+    main, further, config = tiny_mtp_model("deepseek_v3")
+    with_them = mcore_model(main, further, config)
+    arguments: dict[str, Any] = {"params_dtype": torch.float32, "layout": Layout(), "backend": "torch"}
+    plain_config = config | {"num_nextn_predict_layers": 0}
+    without = build_model(plain_config, padded_vocab_size=PADDED_VOCAB_SIZE, **arguments)
+    fill(without, mcore_tensors(main, plain_config, padded_vocab_size=PADDED_VOCAB_SIZE))
+    assert torch.equal(with_them(IDS_BS, POSITIONS_BS, None), without.eval()(IDS_BS, POSITIONS_BS, None))
+    for model in (with_them, without):
+        model.train()(IDS_BS, POSITIONS_BS, None, labels=IDS_BS.roll(-1, 1)).mean().backward()
+    expected = {name: parameter.grad for name, parameter in without.named_parameters()}
+    found = {name: parameter.grad for name, parameter in with_them.named_parameters() if parameter.requires_grad}
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
+    assert all(parameter.grad is None for parameter in with_them.mtp.parameters())
+
+
+@pytest.mark.parametrize("name", MTP_MODELS)
+def test_megatrons_checkpoint_is_what_the_table_says(name: str) -> None:
+    config = tiny_hf_model(name)[1] | {"num_nextn_predict_layers": NUM_MTP_LAYERS}
+    dims = dims_of(config, make_vocab_size_divisible_by=PADDED_VOCAB_SIZE)
+    content = sharded_shapes(config, padded_vocab_size=PADDED_VOCAB_SIZE, params_dtype=torch.bfloat16)
+    shapes = {key: tensor.shape for key, tensor in content.tensors.items()}
+    assert shapes == mcore_shapes_of(family_of_config(config), dims)
+    assert "mtp.layers.1.transformer_layer.mlp.router.expert_bias" in shapes
