@@ -44,6 +44,7 @@ Model = Annotated[
     ),
 ]
 Output = Annotated[Path, typer.Option(metavar="DIR", help="Folder to make; it appears whole or not at all.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes that divide the work.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")]
 Python = Annotated[str, typer.Option(metavar="PROGRAM", help="Interpreter of the environment that vLLM is in.")]
 
@@ -67,11 +68,13 @@ def convert(
     make_vocab_size_divisible_by: Annotated[
         int, typer.Option(min=1, help="Pad the vocabulary with zero rows to a multiple of this.")
     ] = 128,
+    workers: Workers = 1,
     overwrite: Overwrite = False,
 ) -> None:
     """Hugging Face to megatron-core: DIR/release/, the tracker, and DIR/hf/ with config and tokenizer for export."""
     refuse_existing(output, overwrite=overwrite)
-    options = ["--make-vocab-size-divisible-by", make_vocab_size_divisible_by, *_flag(overwrite=overwrite)]
+    divisor = ["--make-vocab-size-divisible-by", make_vocab_size_divisible_by]
+    options = [*divisor, "--workers", workers, *_flag(overwrite=overwrite)]
     become(_convert_command(_local_model(model), output, *options))
 
 
@@ -90,6 +93,7 @@ def export(
         Dtype, typer.Option(help="Dtype of the written weights; auto: as in the checkpoint.")
     ] = "auto",
     max_shard_size_gb: Annotated[float, typer.Option(min=0.001, help="Largest file, in 10^9 bytes.")] = 5.0,
+    workers: Workers = 1,
     overwrite: Overwrite = False,
 ) -> None:
     """megatron-core to Hugging Face: sharded safetensors with config, tokenizer and chat template."""
@@ -97,7 +101,8 @@ def export(
         _command(
             "mcore.bridge", "export", "--checkpoint", checkpoint, "--output", output, *_iteration(iteration),
             *([] if hf is None else ["--hf", hf]), "--torch-dtype", torch_dtype,
-            "--max-shard-size-gb", max_shard_size_gb, *_flag(overwrite=overwrite),
+            "--max-shard-size-gb", max_shard_size_gb,
+            "--workers", workers, *_flag(overwrite=overwrite),
         )
     )  # fmt: skip
 

@@ -9,7 +9,17 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 LINE_EVERY_S = 10.0
 """Seconds between two lines where the output is no terminal."""
@@ -35,7 +45,7 @@ def progress(what: str, total: int, unit: str = "", done: int = 0) -> Iterator[A
     Args:
         what: What is being done, such as `convert`.
         total: Number of units to do.
-        unit: What is counted, such as `tensors`.
+        unit: What is counted, such as `tensors`. `bytes` are shown in the unit that suits them, with their speed.
         done: Units that were done before the block started, by a run that this one resumes.
 
     Yields:
@@ -43,11 +53,12 @@ def progress(what: str, total: int, unit: str = "", done: int = 0) -> Iterator[A
     """
     console = Console(stderr=True)
     if console.is_terminal:
+        of_bytes = (DownloadColumn(), TransferSpeedColumn())
+        count = of_bytes if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit))
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
+            *count,
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
@@ -64,6 +75,11 @@ def progress(what: str, total: int, unit: str = "", done: int = 0) -> Iterator[A
     start = last = time.monotonic()
     done_before = done
 
+    def so_far() -> str:
+        if unit == "bytes":
+            return f"{decimal(done)}/{decimal(total)}"
+        return f"{done}/{total} {unit}"
+
     def advance(count: int = 1, note: str = "") -> None:
         nonlocal done, last
         done += count
@@ -71,8 +87,8 @@ def progress(what: str, total: int, unit: str = "", done: int = 0) -> Iterator[A
         if now - last >= LINE_EVERY_S and done < total:
             eta_s = (now - start) / (done - done_before) * (total - done) if done > done_before else 0.0
             tail = f", {note}" if note else ""
-            say(f"{what}: {done}/{total} {unit}, {now - start:.0f} s, ETA {eta_s:.0f} s{tail}")
+            say(f"{what}: {so_far()}, {now - start:.0f} s, ETA {eta_s:.0f} s{tail}")
             last = now
 
     yield advance
-    say(f"{what}: {done}/{total} {unit} in {time.monotonic() - start:.1f} s")
+    say(f"{what}: {so_far()} in {time.monotonic() - start:.1f} s")

@@ -12,5 +12,5 @@ def convert(job: Job, *, hf: ArtifactRef) -> None:
     divisor = job.run.convert.make_vocab_size_divisible_by
     job.python(
         "mcore.bridge", "convert", "--hf", hf.path, "--output", job.output, "--overwrite",
-        "--make-vocab-size-divisible-by", divisor,
+        "--make-vocab-size-divisible-by", divisor, "--workers", job.run.convert.workers,
     )  # fmt: skip

@@ -14,4 +14,5 @@ def export(job: Job, *, trained: ArtifactRef, selection: ArtifactRef) -> None:
         "mcore.bridge", "export", "--checkpoint", trained.path, "--iteration", selection.metrics["iteration"],
         "--output", job.output, "--overwrite",
         "--torch-dtype", wanted.torch_dtype, "--max-shard-size-gb", wanted.max_shard_size_gb,
+        "--workers", wanted.workers,
     )  # fmt: skip

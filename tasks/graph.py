@@ -69,12 +69,13 @@ class Stage:
 # fmt: off
 STAGES = (
     Stage("fetch",          "fetch",    {}),
-    Stage("convert",        "convert",  {"hf": "fetch"}, ("convert",)),
+    Stage("convert",        "convert",  {"hf": "fetch"}, ("convert.make_vocab_size_divisible_by",)),
     Stage("verify_convert", "verify",   {"hf": "fetch", "mcore": "convert"}, ("verify",)),
     Stage("train",          "train",    {"base": "convert"}, ("data", "train", "launch.nproc_per_node"),
           proofs={"proof": "verify_convert"}),
     Stage("select",         "select",   {"trained": "train"}, ("select",)),
-    Stage("export",         "export",   {"trained": "train", "selection": "select"}, ("export",)),
+    Stage("export",         "export",   {"trained": "train", "selection": "select"},
+          ("export.torch_dtype", "export.max_shard_size_gb")),
     Stage("verify_export",  "verify",   {"hf": "export", "mcore": "train", "selection": "select"}, ("verify",)),
     Stage("evaluate_base",  "evaluate", {"model": "fetch"}, _EVALUATION),
     Stage("evaluate_tuned", "evaluate", {"model": "export"}, _EVALUATION, proofs={"proof": "verify_export"}),

@@ -15,6 +15,8 @@ class ConvertConfig(StrictModel):
     make_vocab_size_divisible_by: int = Field(default=128, ge=1)
     """Rows: the vocabulary is padded with zero rows to a multiple of this, so that any usual tensor parallel size
     divides it."""
+    workers: int = Field(default=1, ge=1)
+    """Processes that divide the work. Two are faster unless the disk is what it waits for."""
 
 
 class VerifyConfig(StrictModel):

@@ -16,3 +16,5 @@ class ExportConfig(StrictModel):
     """Dtype of the written weights; `auto` keeps each tensor's dtype as it is in the checkpoint."""
     max_shard_size_gb: float = Field(default=5.0, gt=0)
     """Largest safetensors file, in 10^9 bytes."""
+    workers: int = Field(default=1, ge=1)
+    """Processes that divide the work. Two are faster unless the disk is what it waits for."""

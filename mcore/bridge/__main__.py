@@ -14,6 +14,7 @@ from mcore.folders import refuse_missing
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 Output = Annotated[Path, typer.Option(help="Folder to make; it appears whole or not at all.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes that divide the work.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")]
 
 
@@ -27,13 +28,19 @@ def convert(
     source: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What HF is, for the metrics of the checkpoint.")
     ] = None,
+    workers: Workers = 1,
     overwrite: Overwrite = False,
 ) -> None:
     """Hugging Face folder to megatron-core checkpoint (torch_dist)."""
     from mcore.bridge.convert import convert as run  # torch and megatron: seconds that --help need not wait for
 
     metrics = run(
-        hf, output, make_vocab_size_divisible_by=make_vocab_size_divisible_by, source=source, overwrite=overwrite
+        hf,
+        output,
+        make_vocab_size_divisible_by=make_vocab_size_divisible_by,
+        source=source,
+        num_workers=workers,
+        overwrite=overwrite,
     )
     typer.echo(json.dumps(metrics))
 
@@ -50,6 +57,7 @@ def export(
         Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Dtype of the written weights.")
     ] = "auto",
     max_shard_size_gb: Annotated[float, typer.Option(min=0.001, help="Largest file, in 10^9 bytes.")] = 5.0,
+    workers: Workers = 1,
     overwrite: Overwrite = False,
 ) -> None:
     """megatron-core checkpoint (torch_dist) to Hugging Face folder."""
@@ -63,6 +71,7 @@ def export(
         iteration=iteration,
         torch_dtype=torch_dtype,
         max_shard_size_gb=max_shard_size_gb,
+        num_workers=workers,
         overwrite=overwrite,
     )
     typer.echo(json.dumps(metrics))

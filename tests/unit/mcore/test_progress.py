@@ -46,6 +46,18 @@ def test_lines_come_at_intervals_with_the_time_that_is_left(clock: Clock, capsys
     ]
 
 
+def test_bytes_are_shown_in_the_unit_that_suits_them(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("export", total=4_000_000_000, unit="bytes") as advance:
+        clock.now += 10
+        advance(1_500_000_000)
+        clock.now += 10
+        advance(2_500_000_000)
+    assert capsys.readouterr().err.splitlines() == [
+        "export: 1.5 GB/4.0 GB, 10 s, ETA 17 s",
+        "export: 4.0 GB/4.0 GB in 20.0 s",
+    ]
+
+
 def test_what_a_resumed_run_had_done_does_not_count_for_its_speed(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,6 +24,7 @@ NOTHING: set[str] = set()
 TABLE = {
     "name": ("other", NOTHING),
     "convert.make_vocab_size_divisible_by": (64, FROM_CONVERT),
+    "convert.workers": (2, NOTHING),
     "verify.max_relative_error": (1.0e-5, PROOFS),
     "verify.num_prompts": (2, PROOFS),
     "verify.max_prompt_tokens": (32, PROOFS),
@@ -78,6 +79,7 @@ TABLE = {
     "select.iteration": ({"select.strategy": "iteration", "select.iteration": 10}, FROM_SELECT),
     "export.torch_dtype": ("bfloat16", FROM_EXPORT),
     "export.max_shard_size_gb": (1.0, FROM_EXPORT),
+    "export.workers": (2, NOTHING),
     "evaluate.suite": ("data/other.jsonl", EVALUATION),
     "evaluate.perplexity_dataset": (["data/other.jsonl#3"], EVALUATION),
     "evaluate.torch_dtype": ("bfloat16", EVALUATION),
