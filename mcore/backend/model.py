@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.fusions.fused_bias_geglu import quick_gelu
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel.layers import (
     ColumnParallelLinear,
@@ -22,7 +21,7 @@ from torch import Tensor
 from mcore.backend.heads import install_classification_head
 from mcore.backend.layout import Layout
 from mcore.backend.mla import finish_latent_attention
-from mcore.backend.moe import moe_arguments
+from mcore.backend.moe import moe_arguments, quick_gelu
 from mcore.backend.mtp import GPTModelWithMtp, mtp_block_spec
 from mcore.backend.rope import ReferenceRope
 from mcore.backend.rotary import install_rotary

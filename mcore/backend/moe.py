@@ -3,7 +3,7 @@
 `transformer_engine` multiplies all experts of a rank at once; `torch` takes them one by one. Both give the same names
 and shapes in a checkpoint.
 
-S sequence, B batch, H hidden, E experts
+S sequence, B batch, T tokens (S * B), H hidden, E experts
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
+from megatron.core.tensor_parallel.layers import RowParallelLinear
 from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -43,6 +45,7 @@ def moe_layer_spec(
         submodules.pre_mlp_layernorm = TESpecProvider().layer_norm()
     else:
         experts.submodules.router = Router
+        experts.submodules.experts.submodules.linear_fc2 = ExpertOutputLinear
     return replace(dense_layer, submodules=submodules)
 
 
@@ -64,7 +67,31 @@ class Router(TopKRouter):  # type: ignore[misc]
     missing; where it is there, that kernel rounds fp32 to TF32.
     """
 
+    def _apply_expert_bias(self, routing_map: Tensor, padding_mask: Tensor | None = None) -> None:
+        """Count each expert's tokens `[E]` of a map `[T, E]`, if a bias balances them. megatron-core compiles this."""
+        assert padding_mask is None, "no token is padding"
+        if self.enable_expert_bias and torch.is_grad_enabled():
+            self.local_tokens_per_expert += routing_map.sum(0)
+
     def gating(self, input: Tensor) -> Tensor:
         """Logits `[S, B, E]` of hidden states `[S, B, H]`."""
         bias_E = None if self.bias is None else self.bias.float()
         return F.linear(input.float(), self.weight.float(), bias_E)
+
+
+class ExpertOutputLinear(RowParallelLinear):  # type: ignore[misc]
+    """The last linear layer of an expert.
+
+    megatron-core adds an expert's bias in place. Autograd forbids that on a tensor that a communication function has
+    passed on as it is, as here where no ranks share an expert.
+    """
+
+    def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Output `[T, H]` and the bias that is still to be added."""
+        output, bias = super().forward(input_)
+        return (output if bias is None else output.clone()), bias
+
+
+def quick_gelu(gate: Tensor) -> Tensor:
+    """GELU by a sigmoid, of the same shape. megatron-core's own is compiled on its first call, and again for shapes."""
+    return gate * torch.sigmoid(1.702 * gate)

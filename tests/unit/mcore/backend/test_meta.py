@@ -9,7 +9,10 @@ import torch.distributed as dist
 
 from mcore.backend.meta import sharded_shapes
 from mcore.errors import ConfigError
+from tests.tiny_dense import DENSE
 from tests.tiny_models import MODELS, PADDED_VOCAB_SIZE, mcore_tensors, tiny_hf_model
+from tests.tiny_moe import MOE
+from tests.tiny_normed import NORMED
 
 QWEN3_32B = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -26,6 +29,21 @@ QWEN3_32B = {
     "max_position_embeddings": 40960,
     "hidden_act": "silu",
 }
+WIDE_MOE = QWEN3_32B | {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "vocab_size": 129280,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 2048,
+    "norm_topk_prob": True,
+    "mlp_only_layers": [0, 1, 2],
+}
+"""As many layers, experts and parameters as DeepSeek-V3 has, in an architecture that is easily written down."""
 
 
 def test_a_32b_model_is_told_in_seconds_without_memory() -> None:
@@ -41,7 +59,20 @@ def test_a_32b_model_is_told_in_seconds_without_memory() -> None:
     assert "decoder.layers.self_attention.linear_qkv._extra_state/shard_63_64" in content.objects
 
 
-@pytest.mark.parametrize("name", MODELS)
+def test_a_671b_model_with_256_experts_is_told_in_seconds_without_memory() -> None:
+    before, start = psutil.Process().memory_info().rss, time.monotonic()
+    content = sharded_shapes(WIDE_MOE, padded_vocab_size=129280, params_dtype=torch.bfloat16)
+    assert time.monotonic() - start < 40
+    assert psutil.Process().memory_info().rss - before < 700e6
+    parameters = sum(torch.Size(tensor.shape).numel() for tensor in content.tensors.values())
+    assert 671e9 < parameters < 673e9
+    assert content.tensors["decoder.layers.60.mlp.experts.experts.linear_fc1.weight"].shape == (256, 4096, 7168)
+    assert content.tensors["decoder.layers.2.mlp.linear_fc1.weight"].shape == (36864, 7168)
+    assert len(content.objects) == 61 * 2 + 3 * 2 + 58 * 256 * 2
+    assert "decoder.layers.3.mlp.experts.experts.linear_fc2._extra_state/shard_255_256" in content.objects
+
+
+@pytest.mark.parametrize("name", [*MODELS, *DENSE, *MOE, *NORMED])
 def test_every_model_can_be_told(name: str) -> None:
     hf, config = tiny_hf_model(name)
     content = sharded_shapes(config, padded_vocab_size=PADDED_VOCAB_SIZE, params_dtype=torch.float32)
