@@ -11,6 +11,7 @@ from configs.schema.evaluate import EvaluateConfig
 from mcore.backend.layout import Layout
 from mcore.backend.rope_scaling import rope_parameters
 from mcore.bridge.families import dims_of, family_of_config
+from mcore.bridge.further_tokens import config_of_files
 from mcore.bridge.hf_config import max_served_tokens, read_hf_config
 from mcore.bridge.hf_headers import read_headers
 from mcore.bridge.plan import mcore_shapes_of, plan_convert
@@ -43,6 +44,8 @@ def model_folder_problems(
     problems += _tokenizer_problems(folder, needs_chat=needs_chat)
     if config is None:
         return problems
+    if tensors is not None:
+        config = config_of_files(config, tensors)
     problems += _token_id_problems(folder, config)
     problems += model_config_problems(config, make_vocab_size_divisible_by=make_vocab_size_divisible_by, layout=layout)
     said: list[Problem] = []
@@ -75,6 +78,7 @@ def model_config_problems(
     if dims is None:
         return problems
     collected(problems, lambda: family.transformer_config(config))
+    collected(problems, lambda: family.features(config))
     collected(problems, lambda: rope_parameters(config))
     if layout is not None:
         problems += layout.problems(config, padded_vocab_size=dims.padded_vocab)

@@ -105,7 +105,8 @@ def compare_with_mcore(
     else:
         prompts = reference.prompts.prompts
         with progress("logits of megatron-core", len(prompts), "prompts") as advance:
-            for hf, mcore in zip(reference.traces, mcore_traces(model, prompts, device()), strict=True):
+            found = mcore_traces(model, prompts, device(), pad_token_id=config.get("pad_token_id"))
+            for hf, mcore in zip(reference.traces, found, strict=True):
                 result = PromptResult(
                     prompt=hf.prompt.name,
                     num_tokens=len(hf.prompt.token_ids),
@@ -168,7 +169,9 @@ def compare_noise(
     hf_noise = noise("transformers", hf_traces(hf_model, prompts, device(), with_points=False))
     del hf_model
     model = _mcore_model(config, iteration_dir, torch_dtype)
-    mcore_noise = noise("megatron-core", mcore_traces(model, prompts, device(), with_points=False))
+    pad_token_id = config.get("pad_token_id")
+    found = mcore_traces(model, prompts, device(), with_points=False, pad_token_id=pad_token_id)
+    mcore_noise = noise("megatron-core", found)
     return NoiseResult(
         dtype=dtype,
         hf_noise=hf_noise,

@@ -3,11 +3,14 @@
 Hooks sit on the same places of both models, where their outputs mean the same: each attention and each MLP before the
 residual is added, so that a fault shows at the part that has it and not only behind it.
 
-Shapes: S positions of one prompt, B = 1, H hidden size, V vocabulary without padding, P with padding.
+A sequence classifier's logits are those at every position and, behind them, those that it answers with.
+
+Shapes: S positions of one prompt, B = 1, H hidden size, V vocabulary without padding, P with padding, L labels.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mcore.backend.heads import ClassificationHead, last_token_logits
+from mcore.bridge.families.classifier import SUFFIX
+from mcore.bridge.hf_config import read_hf_config
+from mcore.bridge.hf_quantised import quantisation_of
 from mcore.errors import ConfigError, Problem
+from mcore.verify.dequantise import load_dequantised
 from mcore.verify.prompts import Prompt
 
 HEAD = "head"
@@ -28,7 +36,7 @@ class Trace:
     """One model on one prompt.
 
     `points` maps a part's name to its output `[S, H]`, in the order of computation; `logits` is `[S, V]` of a Hugging
-    Face model, `[S, P]` of a megatron-core one. All fp32, in main memory.
+    Face model, `[S, P]` of a megatron-core one, `[S + 1, L]` of a classifier. All fp32, in main memory.
     """
 
     prompt: Prompt
@@ -37,7 +45,7 @@ class Trace:
 
 
 def load_hf_model(hf: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
-    """The transformers model of a folder, with its plainest attention.
+    """The transformers model of a folder, with its plainest attention. Quantised weights are dequantised to bfloat16.
 
     Args:
         hf: Hugging Face folder.
@@ -47,15 +55,17 @@ def load_hf_model(hf: Path, device: torch.device, dtype: torch.dtype = torch.flo
     Raises:
         ConfigError: The folder does not load, or some weights would keep their random initial values.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    is_classifier = str((read_hf_config(hf).get("architectures") or [""])[0]).endswith(SUFFIX)
+    auto_class: Any = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
+    options = {"dtype": dtype, "attn_implementation": "eager", "output_loading_info": True}
+    quantisation = quantisation_of(read_hf_config(hf))
     try:
-        found: Any = AutoModelForCausalLM.from_pretrained(
-            hf,
-            dtype=dtype,
-            attn_implementation="eager",
-            local_files_only=True,
-            output_loading_info=True,
+        found: Any = (
+            auto_class.from_pretrained(hf, local_files_only=True, trust_remote_code=False, **options)
+            if quantisation is None
+            else load_dequantised(hf, quantisation, **options)
         )
     except Exception as exc:  # transformers raises many kinds for a damaged folder
         raise ConfigError("transformers can't load the model", [Problem(str(hf), "a model folder", repr(exc))]) from exc
@@ -80,17 +90,32 @@ def hf_traces(
         attention, mlp = _branches(layer)
         modules |= {f"layers.{number}.attention": attention, f"layers.{number}.mlp": mlp}
     modules["final_norm"] = base.norm
+    heads = {HEAD: model.score} if hasattr(model, "score") else {}
+    rotary = getattr(base, "rotary_emb", None)
     for prompt in prompts:
+        # One with frequencies that depend on the length would keep those of the longest prompt so far.
+        base.rotary_emb = copy.deepcopy(rotary)
         ids_BS = torch.tensor([prompt.token_ids], device=device)
-        with torch.inference_mode(), _outputs_of(modules if with_points else {}, _hf_hidden) as points:
-            logits_BSV = model(input_ids=ids_BS, use_cache=False).logits
-        yield Trace(prompt, points, _kept(logits_BSV[0]))
+        with torch.inference_mode(), _outputs_of((modules if with_points else {}) | heads, _hf_hidden) as points:
+            logits = model(input_ids=ids_BS, use_cache=False).logits
+        if heads:
+            yield Trace(prompt, points, torch.cat([points.pop(HEAD), _kept(logits)]))
+        else:
+            yield Trace(prompt, points, _kept(logits[0]))
 
 
 def mcore_traces(
-    model: Any, prompts: Sequence[Prompt], device: torch.device, *, with_points: bool = True
+    model: Any,
+    prompts: Sequence[Prompt],
+    device: torch.device,
+    *,
+    with_points: bool = True,
+    pad_token_id: int | None = None,
 ) -> Iterator[Trace]:
-    """Run a megatron-core `GPTModel` that holds all layers and rows (TP and PP of 1) on every prompt."""
+    """Run a megatron-core `GPTModel` that holds all layers and rows (TP and PP of 1) on every prompt.
+
+    `pad_token_id` is the config's: a classifier answers at the last token that is another one.
+    """
     modules = {"embedding": model.embedding}
     for number, layer in enumerate(model.decoder.layers):
         modules |= {f"layers.{number}.attention": layer.self_attention, f"layers.{number}.mlp": layer.mlp}
@@ -100,7 +125,10 @@ def mcore_traces(
         positions_BS = torch.arange(ids_BS.shape[1], device=device)[None]
         with torch.inference_mode(), _outputs_of(modules if with_points else {}, _mcore_hidden) as points:
             logits_BSP = model(ids_BS, positions_BS, None)
-        yield Trace(prompt, points, _kept(logits_BSP[0]))
+        logits_SP = _kept(logits_BSP[0])
+        if isinstance(model.output_layer, ClassificationHead):
+            logits_SP = torch.cat([logits_SP, _kept(last_token_logits(logits_BSP, ids_BS, pad_token_id))])
+        yield Trace(prompt, points, logits_SP)
 
 
 def _branches(layer: Any) -> tuple[nn.Module, nn.Module]:
