@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,15 @@ class Server:
 
     def start_run(self, run: dict[str, Any]) -> str:
         """Start the deployment with another run than its own. Returns the flow run's id."""
-        before = {flow_run["id"] for flow_run in self.filter("flow_runs")}
+        before = self.flow_runs("pipeline").keys()
         self.prefect("deployment", "run", DEPLOYMENT, "--params", json.dumps({"run": run}))
-        (new,) = {flow_run["id"] for flow_run in self.filter("flow_runs")} - before
+        (new,) = self.flow_runs("pipeline").keys() - before
         return new
+
+    def flow_runs(self, deployment: str) -> dict[str, dict[str, Any]]:
+        """Flow runs of a deployment by their ids."""
+        found = self.filter("flow_runs", deployments={"name": {"any_": [deployment]}})
+        return {flow_run["id"]: flow_run for flow_run in found}
 
     def state(self, flow_run_id: str) -> str:
         """Name of a flow run's state."""
@@ -144,6 +150,15 @@ def test_deployments_hold_no_path_of_this_machine(server):
     assert str(CHECKOUT) not in json.dumps(deployments)
     (schedule,) = deployments["nightly"]["schedules"]
     assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("0 3 * * *", "Etc/UTC")
+
+
+def test_the_server_schedules_the_nightly_runs(server):
+    wait_until(lambda: bool(server.flow_runs("nightly")), 60)
+    for flow_run in server.flow_runs("nightly").values():
+        due = datetime.fromisoformat(flow_run["expected_start_time"])
+        assert flow_run["state_name"] == "Scheduled" and flow_run["auto_scheduled"]
+        assert (due.hour, due.minute, due.utcoffset()) == (3, 0, timedelta(0))
+    assert server.flow_runs("pipeline") == {}
 
 
 def test_the_form_of_the_ui_is_drawn_from_the_run_model(server):
