@@ -52,6 +52,11 @@ class ReferenceRope:
         try:
             # A config class moves old fields to new places inside of the mappings that it is given.
             self._config = AutoConfig.for_model(**copy.deepcopy(dict(hf_config))).get_text_config()
+            # Old files may have the ropes of layer types in fields of their own: the config class gathers them.
+            ropes = getattr(self._config, "rope_parameters", None) or {}
+            if ropes and all(isinstance(rope, Mapping) for rope in ropes.values()):
+                used = set(self._config.layer_types)
+                self._kinds = {name: rope["rope_type"] for name, rope in ropes.items() if name in used}
             model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(self._config)]
             self._class = _rotary_class(model_class)
             self.tables(1)

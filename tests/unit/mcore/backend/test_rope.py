@@ -181,3 +181,23 @@ def test_frequencies_stay_fp32_whatever_the_default_dtype_is() -> None:
         assert torch.equal(only_table(config).inverse_frequencies, expected)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_ropes_of_layer_types_may_stand_in_the_fields_of_old_files() -> None:
+    config = tiny_hf_model("gemma3")[1]
+    old = {key: value for key, value in config.items() if key not in ("rope_parameters", "layer_types")} | {
+        "sliding_window_pattern": 3,
+        "rope_theta": 5000.0,
+        "rope_local_base_freq": 100.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+    }
+    new_rope, old_rope = ReferenceRope(config), ReferenceRope(old)
+    assert old_rope.layer_types == new_rope.layer_types == ("sliding_attention", "full_attention")
+    for ours, theirs in zip(old_rope.tables(4), new_rope.tables(4), strict=True):
+        assert torch.equal(ours.inverse_frequencies, theirs.inverse_frequencies)
+    assert not torch.equal(old_rope.tables(4)[0].inverse_frequencies, old_rope.tables(4)[1].inverse_frequencies)
+
+
+def test_a_rope_that_no_layer_uses_is_left_out() -> None:
+    config = tiny_hf_model("gemma3")[1] | {"layer_types": ["full_attention"] * 4}
+    assert ReferenceRope(config).layer_types == ("full_attention",)

@@ -9,6 +9,7 @@ from mcore.bridge.families import SUPPORTED, family_of, family_of_config
 from mcore.errors import ConfigError
 from tests.tiny_dense import DENSE
 from tests.tiny_models import MODELS, tiny_hf_model
+from tests.tiny_normed import NORMED
 
 
 def problems_of(config):
@@ -74,7 +75,7 @@ def test_a_partial_rotary_factor_among_the_rope_parameters_is_seen():
     assert problems_of(config) == {"config.json: rope_parameters.partial_rotary_factor"}
 
 
-@pytest.mark.parametrize("name", [*MODELS, *DENSE])
+@pytest.mark.parametrize("name", [*MODELS, *DENSE, *NORMED])
 def test_biases_are_where_transformers_has_them(name):
     model, config = tiny_hf_model(name)
     family = family_of_config(config)

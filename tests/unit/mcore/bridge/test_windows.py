@@ -10,6 +10,7 @@ from mcore.bridge.families import family_of_config
 from mcore.errors import ConfigError
 from tests.tiny_dense import DENSE
 from tests.tiny_models import MODELS, SIZES, tiny_hf_model
+from tests.tiny_normed import NORMED
 
 NUM_LAYERS = SIZES["num_hidden_layers"]
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -26,7 +27,7 @@ def refusals(name, **change):
     return {problem.subject for problem in caught.value.problems}
 
 
-@pytest.mark.parametrize("name", [*MODELS, *DENSE])
+@pytest.mark.parametrize("name", [*MODELS, *DENSE, *NORMED])
 def test_windows_are_those_of_transformers(name):
     model, config = tiny_hf_model(name)
     windows = family_of_config(config).features(config).windows or (None,) * NUM_LAYERS
