@@ -1,0 +1,1 @@
+"""Measurements whose results are the cards under docs/benchmarks/."""

@@ -1,0 +1,207 @@
+"""Speed and memory of the conversion, beside `cp` of the same files on the same disk in the same run.
+
+    python -m benchmarks.convert --shape dense-15gb --folder /data/bench --workers 1 --workers 2 --card card.md
+
+`cp` is followed by fsync of every file and folder; convert and export do the same by themselves before their folder
+appears. Every command is a process of its own, so its start and its imports count. T0 reads both sides again and
+compares all bits. `transformers` loads the model and saves it, which is what there is without a bridge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+
+from benchmarks.measure import Run, forget, median, run, sync
+from benchmarks.synthetic import SHAPES, write_model
+
+RAW_BYTES = 2 * 10**9
+REST_S = 2.0
+"""Seconds between two commands, so that the disk has forgotten what was removed before."""
+COMPARE = """
+import json, sys
+from pathlib import Path
+from mcore.bridge.families import dims_of, family_of_config
+from mcore.verify.structural import compare_on_disk
+hf, release = map(Path, sys.argv[1:])
+config = json.loads((hf / "config.json").read_text())
+result = compare_on_disk(hf, release, family=family_of_config(config), dims=dims_of(config))
+sys.exit(0 if not result.findings else f"{result.findings[:3]}")
+"""
+THERE_AND_BACK = """
+import sys
+from transformers import AutoModelForCausalLM
+AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto").save_pretrained(sys.argv[2], max_shard_size="5GB")
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """What is measured: its name, the folder it reads, the one it makes if any, and how it is run."""
+
+    name: str
+    reads: Path
+    makes: Path | None
+    command: Sequence[object]
+    sync_after: bool = False
+
+
+def main() -> None:
+    """Make the model, measure all contenders in turn, print the card."""
+    options = _options()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    hf = options.folder / f"{options.shape}-hf"
+    config = dict(SHAPES[options.shape])
+    if options.layers:
+        config["num_hidden_layers"] = options.layers
+    if hf.exists():
+        shutil.rmtree(hf)
+    num_bytes = write_model(hf, config)
+    try:
+        runs = _measure(options, hf, num_bytes)
+    finally:
+        if not options.keep:
+            shutil.rmtree(hf)
+    card = _card(options, num_bytes, config, runs)
+    sys.stdout.write(card)
+    if options.card:
+        options.card.write_text(card)
+    if options.json:
+        table = {name: [replace(run, stdout="") for run in of_name] for name, of_name in runs.items()}
+        options.json.write_text(json.dumps({name: [asdict(run) for run in all_] for name, all_ in table.items()}))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=[name for name in SHAPES if name != "deepseek-v3"], default="dense-1gb")
+    parser.add_argument("--layers", type=int, help="layers, if not as many as the shape has")
+    parser.add_argument("--folder", type=Path, required=True, help="where to work: room for four times the model")
+    parser.add_argument("--workers", type=int, action="append", help="workers of convert and export; may be repeated")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each, in alternating order")
+    parser.add_argument("--warm", action="store_true", help="leave what is read in the page cache")
+    parser.add_argument("--without", action="append", default=[], help="contender to leave out; may be repeated")
+    parser.add_argument("--keep", action="store_true", help="keep the synthetic model")
+    parser.add_argument("--card", type=Path, help="write the table as Markdown")
+    parser.add_argument("--json", type=Path, help="write all figures")
+    options = parser.parse_args()
+    options.workers = options.workers or [1, 2]
+    return options
+
+
+def _contenders(options: argparse.Namespace, hf: Path, num_bytes: int) -> list[Contender]:
+    mcore, made = options.folder / "mcore", options.folder / "made"
+    bridge = [sys.executable, "-m", "mcore.bridge"]
+    contenders = [Contender("cp", hf, made, ["cp", "-r", hf, made], sync_after=True)]
+    for workers in options.workers:
+        words = ["convert", "--hf", hf, "--output", made, "--workers", workers]
+        contenders.append(Contender(f"convert, {_workers(workers)}", hf, made, [*bridge, *words]))
+    for workers in options.workers:
+        words = ["export", "--checkpoint", mcore, "--output", made, "--workers", workers]
+        contenders.append(Contender(f"export, {_workers(workers)}", mcore, made, [*bridge, *words]))
+    contenders.append(Contender("T0", hf, None, [sys.executable, "-c", COMPARE, hf, mcore / "release"]))
+    if 1.3 * num_bytes + 2e9 < psutil.virtual_memory().available:
+        words = [sys.executable, "-c", THERE_AND_BACK, hf, made]
+        contenders.append(Contender("transformers", hf, made, words, sync_after=True))
+    return [contender for contender in contenders if contender.name.split(",")[0] not in options.without]
+
+
+def _measure(options: argparse.Namespace, hf: Path, num_bytes: int) -> dict[str, list[Run]]:
+    """All contenders' runs, by name, and that of the disk itself."""
+    mcore = options.folder / "mcore"
+    run([sys.executable, "-m", "mcore.bridge", "convert", "--hf", hf, "--output", mcore, "--overwrite"])
+    contenders = _contenders(options, hf, num_bytes)
+    runs: dict[str, list[Run]] = {}
+    try:
+        for number in range(options.runs):
+            runs.setdefault("disk, writing only", []).append(_write_raw(options.folder / "raw", num_bytes))
+            for contender in contenders if number % 2 == 0 else reversed(contenders):
+                runs.setdefault(contender.name, []).append(_run(contender, cold=not options.warm))
+                _say(f"{contender.name}: {runs[contender.name][-1].seconds:.2f} s")
+    finally:
+        shutil.rmtree(mcore)
+    order = ["disk, writing only", *(contender.name for contender in contenders)]
+    return {name: runs[name] for name in order}
+
+
+def _run(contender: Contender, *, cold: bool) -> Run:
+    _remove(contender.makes)
+    if cold:
+        forget(contender.reads)
+    time.sleep(REST_S)
+    try:
+        return run(contender.command, contender.makes if contender.sync_after else None)
+    finally:
+        _remove(contender.makes)
+
+
+def _remove(path: Path | None) -> None:
+    if path is not None and path.exists():
+        shutil.rmtree(path)
+        sync(path.parent)
+
+
+def _write_raw(path: Path, num_bytes: int) -> Run:
+    """The disk's own speed: one block again and again, then fsync; in seconds for as many bytes as the model has."""
+    block = os.urandom(2**20)
+    start = time.monotonic()
+    file = os.open(path, os.O_CREAT | os.O_WRONLY)
+    for _ in range(RAW_BYTES // len(block)):
+        os.write(file, block)
+    os.fsync(file)
+    os.close(file)
+    seconds = time.monotonic() - start
+    path.unlink()
+    return Run(seconds * num_bytes / RAW_BYTES, 0.0, 0, 0, "")
+
+
+def _card(options: argparse.Namespace, num_bytes: int, config: dict[str, object], runs: dict[str, list[Run]]) -> str:
+    medians = {name: median(of_name) for name, of_name in runs.items()}
+    cp_s = medians["cp"].seconds if "cp" in medians else float("nan")
+    lines = [
+        f"### {options.shape}, {num_bytes / 1e9:.1f} GB",
+        "",
+        f"{config['architectures'][0]}, {config['num_hidden_layers']} layers, hidden {config['hidden_size']}; "  # type: ignore[index]
+        f"{'median' if options.runs > 1 else 'one'} of {options.runs} in alternating order; "
+        f"what is read is {'in' if options.warm else 'dropped from'} the page cache before.",
+        "",
+        "| | seconds | GB/s | speed to `cp` | CPU s | peak memory, GiB | without files' pages |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    row: Callable[[str, Run], str] = lambda name, run: (  # noqa: E731
+        f"| {name} | {run.seconds:.1f} | {num_bytes / 1e9 / run.seconds:.2f} | {cp_s / run.seconds:.2f} "
+        f"| {run.cpu_s:.1f} | {run.peak_bytes / 2**30:.2f} | {run.peak_own_bytes / 2**30:.2f} |"
+    )
+    lines += [row(name, of_name) for name, of_name in medians.items()]
+    packages = ("megatron-core", "torch", "transformers", "safetensors")
+    lines += [
+        "",
+        f"`python -m benchmarks.convert {' '.join(sys.argv[1:])}`, Python {platform.python_version()}, "
+        + ", ".join(f"{name} {version(name)}" for name in packages)
+        + f"; Linux {platform.release()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'s' if count > 1 else ''}"
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    main()
