@@ -56,13 +56,11 @@ def _fp8_numbers() -> Tensor:
 
 @functools.cache
 def _fp4_pairs() -> Tensor:
-    """Two bfloat16 as one int32, by 256 times the scale plus the byte.
-
-    A scale of 255 is no number; transformers reads it as 2^128, which is infinite or no number just the same.
-    """
+    """Two bfloat16 as one int32, by 256 times the scale plus the byte. A scale of 255 is no number."""
     numbers = torch.tensor([*FP4_NUMBERS, *(-number for number in FP4_NUMBERS)], dtype=torch.bfloat16)
     byte = torch.arange(256)
     pair = torch.stack([numbers[byte & 15], numbers[byte >> 4]], dim=-1)
     exponent = torch.arange(256, dtype=torch.int32) - EXPONENT_BIAS
     scaled = torch.ldexp(pair.expand(256, 256, 2), exponent[:, None, None]).to(torch.bfloat16)
+    scaled[255] = torch.nan  # transformers reads it as 2^128, which would make large but finite numbers of some
     return scaled.contiguous().view(torch.int32).flatten()

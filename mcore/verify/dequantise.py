@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mcore.bridge.hf_headers import StoredTensor
+from mcore.bridge.hf_headers import StoredTensor, read_headers
 from mcore.bridge.hf_quantised import FP8_DTYPE, Quantisation
 
 
@@ -41,6 +41,20 @@ def mxfp4_weight(blocks_ERGB: Tensor, scales_ERG: Tensor) -> Tensor:
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
     return convert_moe_packed_tensors(blocks_ERGB, scales_ERG)
+
+
+def load_dequantised(folder: Path, quantisation: Quantisation, **options: Any) -> Any:
+    """What `from_pretrained` of the folder's model gives, with these options, for weights dequantised to bfloat16.
+
+    transformers' own loader would dequantise to the dtype of the model, and refuses blocks that are cut at the edges.
+    """
+    import transformers
+
+    config: Any = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    del config.quantization_config
+    state = dequantised_state(read_headers(folder), quantisation)
+    model_class = getattr(transformers, config.architectures[0])
+    return model_class.from_pretrained(None, config=config, state_dict=state, **options)
 
 
 def dequantised_state(stored: Mapping[str, StoredTensor], quantisation: Quantisation) -> dict[str, Tensor]:

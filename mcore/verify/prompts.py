@@ -143,7 +143,7 @@ def _tokenised(hf: Path, texts: tuple[tuple[str, str], ...], vocab_size: int, ma
     from transformers import AutoTokenizer  # slow to import, and not needed for bare ids
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(hf, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(hf, local_files_only=True, trust_remote_code=False)
     except Exception as exc:  # transformers raises many kinds for a damaged file
         raise ConfigError("the tokenizer can't be loaded", [Problem(str(hf), "a tokenizer", repr(exc))]) from exc
     prompts = [Prompt(name, tuple(tokenizer(text)["input_ids"][:max_prompt_tokens])) for name, text in texts]

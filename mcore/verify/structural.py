@@ -135,24 +135,27 @@ class HfReader:
 
     def _dequantised(self, tensor: HfTensor, rows: slice) -> Tensor:
         assert tensor.scales is not None
-        saved, scales = self._slices(self.stored[tensor.source]), self._slices(self.stored[tensor.scales.name])
+        saved, of_scales = self._slices(self.stored[tensor.source]), self.stored[tensor.scales.name]
         if tensor.reading == "mxfp4":
             blocks_RGB = saved[tensor.index, rows.start : rows.stop : rows.step or 1]
-            scales_RG = scales[tensor.index, rows.start : rows.stop : rows.step or 1]
+            scales_RG = self._slices(of_scales)[tensor.index, rows.start : rows.stop : rows.step or 1]
             return mxfp4_weight(blocks_RGB[None], scales_RG[None])[0].T
         size = tensor.block[0]
         first, end = rows.start // size, -(-rows.stop // size)
-        grid = scales[:] if not self.stored[tensor.scales.name].shape else scales[first:end]
+        grid = self._file(of_scales).get_tensor(of_scales.name).reshape(tensor.scales.shape)[first:end]
         whole = fp8_weight(saved[first * size : end * size], grid, tensor.block)
         return whole[rows.start - first * size : rows.stop - first * size : rows.step or 1]
 
     def _slices(self, stored: StoredTensor) -> Any:
+        return self._file(stored).get_slice(stored.name)
+
+    def _file(self, stored: StoredTensor) -> Any:
         if self._num_mapped_bytes > MAX_MAPPED_BYTES:
             self._files.clear()
             self._num_mapped_bytes = 0
         if stored.file not in self._files:
             self._files[stored.file] = safe_open(stored.file, framework="pt")
-        return self._files[stored.file].get_slice(stored.name)
+        return self._files[stored.file]
 
     def equal(self, one: str, other: str) -> bool:
         """Whether two stored tensors hold the same bits."""
