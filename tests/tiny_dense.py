@@ -12,6 +12,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    Ministral3Config,
+    Ministral3ForCausalLM,
     MinistralConfig,
     MinistralForCausalLM,
     MinistralForSequenceClassification,
@@ -74,6 +76,11 @@ DENSE: Mapping[str, tuple[type[PreTrainedModel], type[Any], Mapping[str, Any]]] 
         MinistralForCausalLM,
         MinistralConfig,
         {"head_dim": 12, "sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    ),
+    "ministral3": (
+        Ministral3ForCausalLM,
+        Ministral3Config,
+        {"head_dim": 12, "pad_token_id": 0, "rope_parameters": YARN_ROPE | {"llama_4_scaling_beta": 0.3}},
     ),
     "qwen2_window": (
         Qwen2ForCausalLM,

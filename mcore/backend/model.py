@@ -23,6 +23,7 @@ from mcore.backend.layout import Layout
 from mcore.backend.mla import finish_latent_attention
 from mcore.backend.moe import moe_arguments, quick_gelu
 from mcore.backend.mtp import GPTModelWithMtp, mtp_block_spec
+from mcore.backend.query_scale import install_query_scale
 from mcore.backend.rope import ReferenceRope
 from mcore.backend.rotary import install_rotary
 from mcore.backend.specs import Backend, layer_spec, norm
@@ -100,6 +101,8 @@ def build_model(
         finish_latent_attention(model, rope)
     else:
         install_rotary(model, rope, features.rope_of_layer)
+    if features.query_scale is not None:
+        install_query_scale(model, features.query_scale)
     if features.num_labels is not None and model.post_process:
         install_classification_head(model, features.num_labels)
     with torch.no_grad():

@@ -184,6 +184,7 @@ ON_TOP_OF_ANY_LAYER = (
     "logit_softcap",
     "embedding_scale",
     "rope_of_layer",
+    "query_scale",
     "num_labels",
     "norms_scale_in_fp32",
     "expert_groups_by",

@@ -7,6 +7,15 @@ from typing import Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QueryScale:
+    """Queries are multiplied by `1 + beta * log(1 + floor(position / length))`, positions counted from 0."""
+
+    beta: float
+    length: int
+    """Tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Features:
     """Properties of one model, read from its `config.json` by its family, built by `mcore.backend`."""
 
@@ -31,6 +40,8 @@ class Features:
     rope_of_layer: tuple[str, ...] = ()
     """Which entry of `config.json`'s `rope_parameters` each decoder layer uses, where it has one an attention type.
     Empty: all layers share the only one."""
+    query_scale: QueryScale | None = None
+    """How queries grow with their position, after they are turned; None if they do not."""
     attention_input_bias: bool | None = None
     """Whether the projections of query, key and value have a bias, where `add_bias_linear` and `add_qkv_bias` do not
     tell."""

@@ -43,6 +43,7 @@ DENSE = (
     "llama_dynamic",
     "mistral_yarn",
     "ministral",
+    "ministral3",
     "qwen2_window",
     "qwen3_bias",
     "phi3",

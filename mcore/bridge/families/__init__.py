@@ -28,6 +28,8 @@ SUPPORTED: Mapping[str, str] = MappingProxyType(
         "GptOssForCausalLM": "gpt_oss",
         "LlamaForCausalLM": "llama",
         "LlamaForSequenceClassification": "llama",
+        "Ministral3ForCausalLM": "ministral3",
+        "Ministral3ForSequenceClassification": "ministral3",
         "MinistralForCausalLM": "ministral",
         "MinistralForSequenceClassification": "ministral",
         "MistralForCausalLM": "mistral",

@@ -41,6 +41,7 @@ def rope_without(*fields: str, **change: Any) -> Any:
         ("mistral", {"sliding_window": 6}),
         ("mistral", {"sliding_window": None}),
         ("ministral", {"layer_types": ["full_attention", "sliding_attention"] * 2}),
+        ("ministral3", {"rope_parameters": rope_without(llama_4_scaling_beta=0.29)}),
         ("qwen2_window", {"max_window_layers": 2, "layer_types": None}),
         ("phi3", {"sliding_window": 10}),
         ("mistral_yarn", {"rope_parameters": rope_without("attention_factor")}),

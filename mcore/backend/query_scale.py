@@ -1,0 +1,46 @@
+"""Queries that grow with their position, so that attention stays sharp in long contexts (Ministral 3, after Llama 4).
+
+S sequence, B batch, N heads, D head size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.common.embeddings.rope_utils import get_pos_emb_on_this_cp_rank
+from megatron.core.models.gpt import GPTModel
+from torch import Tensor
+
+from mcore.bridge.features import QueryScale
+
+
+def install_query_scale(model: GPTModel, scale: QueryScale) -> None:
+    """Have every attention of a model multiply its turned queries by a factor of their position.
+
+    A hook on the innermost part of the attention, so that it fits whatever class the layer's spec names.
+    """
+
+    def multiply(
+        module: torch.nn.Module, inputs: tuple[Any, ...], options: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        assert options.get("packed_seq_params") is None, "positions of packed sequences are not known here"
+        query_SBND = inputs[0]
+        factors_S = position_factors(query_SBND.shape[0], scale, query_SBND.device)
+        return (query_SBND * factors_S[:, None, None, None].to(query_SBND.dtype), *inputs[1:]), options
+
+    for layer in model.decoder.layers:
+        layer.self_attention.core_attention.register_forward_pre_hook(multiply, with_kwargs=True)
+
+
+def position_factors(num_positions: int, scale: QueryScale, device: torch.device) -> Tensor:
+    """Factors `[S]`, fp32, of the `num_positions` positions that this context parallel rank has.
+
+    Source: transformers 5.19 `modeling_ministral3.py`, `get_llama_4_attn_scale`.
+    """
+    group = parallel_state.get_context_parallel_group()
+    positions_S = torch.arange(num_positions * group.size(), device=device)
+    factors_S = 1 + scale.beta * torch.log(1 + torch.floor(positions_S / scale.length))
+    return get_pos_emb_on_this_cp_rank(factors_S, 0, group) if group.size() > 1 else factors_S
