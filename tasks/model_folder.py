@@ -14,6 +14,7 @@ from mcore.bridge.families import dims_of, family_of_config
 from mcore.bridge.further_tokens import config_of_files
 from mcore.bridge.hf_config import max_served_tokens, read_hf_config
 from mcore.bridge.hf_headers import read_headers
+from mcore.bridge.hf_quantised import quantisation_of
 from mcore.bridge.plan import mcore_shapes_of, plan_convert
 from mcore.errors import InputError, Problem
 
@@ -53,7 +54,11 @@ def model_folder_problems(
     dims = collected(said, lambda: dims_of(config))
     if family is not None and dims is not None and tensors is not None:
         shapes = mcore_shapes_of(family, dims)
-        collected(problems, lambda: plan_convert(family, dims, hf=tensors, mcore_shapes=shapes))
+        quantisation = collected(problems, lambda: quantisation_of(config))
+        collected(
+            problems,
+            lambda: plan_convert(family, dims, hf=tensors, mcore_shapes=shapes, quantisation=quantisation),
+        )
     return problems
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import MtpModel
 
+from tests.hf_folders import weights_of, write_hf_folder
 from tests.tiny_models import tiny_hf_model
 
 NUM_MTP_LAYERS = 2
@@ -56,3 +60,19 @@ def mtp_tensors(main: PreTrainedModel, further: MtpModel) -> dict[str, Tensor]:
         tensors[f"{layer}embed_tokens.weight"] = main.model.embed_tokens.weight
         tensors[f"{layer}shared_head.head.weight"] = main.lm_head.weight
     return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def write_mtp_folder(folder: Path, name: str, *, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """A folder of a model and its layers for further tokens, as their makers publish them. Gives its config.
+
+    The router's bias is fp32 whatever the dtype is, as in DeepSeek-V3's files.
+    """
+    main, further, config = tiny_mtp_model(name)
+    config = write_hf_folder(folder, name, dtype=dtype) | {"num_nextn_predict_layers": NUM_MTP_LAYERS}
+    more = {
+        key: tensor.to(torch.float32 if key.endswith("correction_bias") else dtype).clone()
+        for key, tensor in mtp_tensors(main, further).items()
+    }
+    save_file(weights_of(folder) | more, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    return config

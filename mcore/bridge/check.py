@@ -13,6 +13,7 @@ import torch
 from mcore.backend.meta import CheckpointContent, sharded_shapes
 from mcore.bridge.dims import ModelDims
 from mcore.bridge.families import dims_of, family_of_config
+from mcore.bridge.further_tokens import config_of_files
 from mcore.bridge.hf_config import read_hf_config
 from mcore.bridge.hf_files import StoredRows
 from mcore.bridge.hf_headers import StoredTensor, scan_headers
@@ -33,6 +34,7 @@ class Conversion:
     """A conversion that was checked and can begin."""
 
     plan: Plan
+    config: Mapping[str, Any]
     num_stored: int
     content: CheckpointContent
 
@@ -55,6 +57,9 @@ def check(hf: Path, *, make_vocab_size_divisible_by: int = 128, family: Family |
         findings.errors.append(SourceError("the model's weights can't be read", headers.problems))
     if config is None:
         findings.raise_all()
+    if not headers.problems and (whole := config_of_files(config, stored)) != config:
+        say("convert: the files hold no layers for further tokens, which config.json speaks of: they are left out")
+        config = whole
     quantisation = findings.of(lambda: quantisation_of(config))
     if family is None and (family := findings.of(lambda: family_of_config(config))) is None:
         findings.raise_all()
@@ -81,10 +86,10 @@ def check(hf: Path, *, make_vocab_size_divisible_by: int = 128, family: Family |
         findings.raise_all()
     say(f"convert: {family.hf_architecture}, {len(stored)} tensors, {dims.num_layers} layers")
     for copy, original in plan.equal_hf:
-        say(f"convert: {copy} equals {original} bit for bit and is left out, as the embeddings are tied")
+        say(f"convert: {copy} equals {original} bit for bit, which stands for both")
     for name in plan.ignored_hf:
         say(f"convert: {name} is left out, as it is no weight of the model")
-    return Conversion(plan, len(stored), content)
+    return Conversion(plan, config, len(stored), content)
 
 
 def parameters(checked: Conversion) -> Iterator[int]:
@@ -155,13 +160,13 @@ def _compare_tied(plan: Plan, stored: Mapping[str, StoredTensor]) -> None:
             f"hf {copy}",
             f"the same bytes as {original}",
             "other ones",
-            "Set tie_word_embeddings to false in config.json if the model has an output layer of its own.",
+            "If it is the output layer's own weight, set tie_word_embeddings to false in config.json.",
         )
         for copy, original in plan.equal_hf
         if not _equal(stored[copy], stored[original])
     ]
     if problems:
-        raise WeightPlanError("the model says that its embeddings are tied, but its weights differ", problems)
+        raise WeightPlanError("the model shares weights, but its files hold different ones", problems)
 
 
 def _equal(one: StoredTensor, other: StoredTensor) -> bool:

@@ -16,7 +16,7 @@ import torch
 from mcore.bridge.check import Conversion, check, parameters
 from mcore.bridge.dist_writer import DistWriter, Part, Written, bytes_of, write_metadata
 from mcore.bridge.finite import is_finite, not_finite
-from mcore.bridge.hf_config import copy_small_files
+from mcore.bridge.hf_config import CONFIG_FILE, copy_small_files, read_hf_config
 from mcore.bridge.hf_files import open_tensor
 from mcore.bridge.hf_headers import StoredTensor
 from mcore.bridge.plan import Step, global_shape
@@ -73,6 +73,9 @@ def convert(
         num_bytes = _write_release(checked, folder / RELEASE, num_workers)
         (folder / TRACKER).write_text(RELEASE)
         copy_small_files(hf, folder / HF_FOLDER)
+        if checked.config != read_hf_config(hf):
+            text = json.dumps(checked.config, indent=2, ensure_ascii=False)
+            (folder / HF_FOLDER / CONFIG_FILE).write_text(text + "\n")
         metrics = {
             "num_tensors": checked.num_stored,
             "num_parameters": sum(parameters(checked)),

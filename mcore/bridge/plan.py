@@ -10,7 +10,7 @@ import fnmatch
 import re
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from mcore.bridge.dims import ModelDims, Shape
@@ -213,7 +213,7 @@ def plan_export(family: Family, dims: ModelDims, *, mcore: Mapping[str, Describe
         )
     if problems:
         raise WeightPlanError(f"the checkpoint does not fit the {family.name} table", problems)
-    return Plan(steps, dims)
+    return Plan((*steps, *_copy_steps(family, dims, steps)), dims)
 
 
 def ignored_names(family: Family, dims: ModelDims, stored: Iterable[str]) -> set[str]:
@@ -238,6 +238,15 @@ def tied_copies(family: Family, dims: ModelDims, stored: Container[str]) -> tupl
         for layer in range(dims.num_layers, dims.num_layers + max(1, dims.num_mtp_layers))
     )
     return tuple((copy, of) for copy, of in pairs if copy in stored and copy not in claimed and of in stored)
+
+
+def _copy_steps(family: Family, dims: ModelDims, steps: Sequence[Step]) -> Iterator[Step]:
+    """What files repeat in every layer for further tokens, written from the same tensor of megatron's as the first."""
+    copies = [(copy, original) for copy, original in family.tied_hf if LAYER in copy]
+    for layer in range(dims.num_layers, dims.num_layers + dims.num_mtp_layers):
+        for copy, original in copies:
+            of_original = (step for step in steps if step.hf_names == (original,))
+            yield from (replace(step, hf_names=(copy.replace(LAYER, str(layer)),)) for step in of_original)
 
 
 def _mcore_problems(

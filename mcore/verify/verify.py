@@ -13,7 +13,8 @@ from mcore.backend.layout import Layout
 from mcore.backend.parallel import parallel_processes
 from mcore.bridge.convert import HF_FOLDER
 from mcore.bridge.families import dims_of, family_of_config
-from mcore.bridge.hf_config import read_hf_config
+from mcore.bridge.further_tokens import config_of_files
+from mcore.bridge.hf_config import max_served_tokens, read_hf_config
 from mcore.bridge.hf_headers import read_headers
 from mcore.folders import refuse_existing, whole_folder
 from mcore.progress import say
@@ -65,7 +66,7 @@ def verify(
     refuse_existing(output, overwrite=overwrite)
     torch.set_float32_matmul_precision("highest")  # a GPU's TF32 has ten bits: no fp32 proof
     chosen = select_checkpoint(mcore, "latest" if iteration is None else "iteration", iteration)
-    config = read_hf_config(hf)
+    config = config_of_files(read_hf_config(hf), read_headers(hf))
     # A checkpoint from elsewhere has no config beside it; then the Hugging Face folder says what model it is.
     mcore_config = read_hf_config(mcore / HF_FOLDER) if (mcore / HF_FOLDER).is_dir() else config
     family, dims = family_of_config(config), dims_of(config)
@@ -80,7 +81,7 @@ def verify(
                 hf,
                 vocab_size=dims.vocab,
                 num_prompts=num_prompts,
-                max_prompt_tokens=min(max_prompt_tokens, config.get("max_position_embeddings") or max_prompt_tokens),
+                max_prompt_tokens=min(max_prompt_tokens, max_served_tokens(config) or max_prompt_tokens),
             )
             reference = trace_hf(hf, prompts, vocab_size=dims.vocab, num_experts=dims.more.get("experts", 0))
             with parallel_processes(Layout()):

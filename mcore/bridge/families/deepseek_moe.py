@@ -44,11 +44,12 @@ MTP_RULES = (
 )
 # fmt: on
 
-MTP_COPIES = (
+TIED = (
+    ("lm_head.weight", "model.embed_tokens.weight"),
     (H + "embed_tokens.weight", "model.embed_tokens.weight"),
     (H + "shared_head.head.weight", "lm_head.weight"),
 )
-"""What files repeat in each layer for further tokens, and the tensor that it is a copy of."""
+"""What stands for what: of embeddings that are tied, and what files repeat in each layer for further tokens."""
 
 
 def moe_sizes(config: Mapping[str, Any], *, router_bias: bool) -> dict[str, Any]:
@@ -72,14 +73,18 @@ def moe_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of megatron's `TransformerConfig` about experts and further tokens.
 
     Raises:
-        ConfigError: There is no layer with experts.
+        ConfigError: There is no layer with experts, or tied embeddings that further tokens would share.
     """
     layers = moe_layers(config)
+    problems = []
     if not layers[-1]:
-        first = str(config["first_k_dense_replace"])
-        number = str(len(layers))
-        problem = Problem("config.json: first_k_dense_replace", f"less than num_hidden_layers {number}", first)
-        raise ConfigError("the model can't be expressed", [problem])
+        text = f"less than num_hidden_layers {len(layers)}"
+        problems.append(Problem("config.json: first_k_dense_replace", text, str(config["first_k_dense_replace"])))
+    if config.get("num_nextn_predict_layers") and config.get("tie_word_embeddings"):
+        text = "false, as there are layers for further tokens"
+        problems.append(Problem("config.json: tie_word_embeddings", text, "true"))
+    if problems:
+        raise ConfigError("the model can't be expressed", problems)
     groups = num_groups(config)
     return {
         "num_moe_experts": config["n_routed_experts"],

@@ -27,7 +27,7 @@ FAMILY = Family(
     name="deepseek_v3",
     hf_architecture="DeepseekV3ForCausalLM",
     rules=deepseek.RULES,
-    tied_hf=deepseek_moe.MTP_COPIES,
+    tied_hf=deepseek_moe.TIED,
     transformer_config=transformer_config,
     sizes=lambda config: deepseek.sizes(config, router_bias=True),
     features=deepseek_moe.sigmoid_features,
