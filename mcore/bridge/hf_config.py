@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from mcore.bridge.config_kinds import kind_problems
 from mcore.errors import Problem, SourceError
 
 CONFIG_FILE = "config.json"
@@ -25,20 +27,30 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
     """The mapping of the folder's `config.json`.
 
     Raises:
-        SourceError: The file is missing or holds no JSON object.
+        SourceError: The file is missing, holds no JSON object, or has values of a wrong kind; names all of these.
     """
     path = folder / CONFIG_FILE
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(), parse_constant=_no_number, parse_float=_finite)
         if not isinstance(config, dict):
             raise ValueError(f"a JSON object is needed, not {type(config).__name__}")
     except OSError as exc:
         raise SourceError(
             "the folder is no Hugging Face model", [Problem(str(path), found=exc.strerror or str(exc))]
         ) from exc
-    except ValueError as exc:  # JSON and UTF-8 errors are ValueErrors
+    except (ValueError, RecursionError) as exc:  # JSON and UTF-8 errors are ValueErrors
         raise SourceError("the model's config can't be read", [Problem(str(path), "JSON", str(exc))]) from exc
+    if problems := kind_problems(config):
+        raise SourceError("the model's config is not valid", problems)
     return config
+
+
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number that JSON has")
+
+
+def _finite(text: str) -> float:
+    return number if math.isfinite(number := float(text)) else _no_number(text)
 
 
 def max_served_tokens(config: Mapping[str, Any]) -> int | None:

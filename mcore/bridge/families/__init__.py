@@ -53,8 +53,12 @@ SUPPORTED: Mapping[str, str] = MappingProxyType(
 """Module name of the family by the class name in `config.json`'s `architectures`."""
 
 
-def family_of(architecture: str) -> Family:
+def family_of(architecture: str, *, brings_code: bool = False) -> Family:
     """The family of a Hugging Face architecture.
+
+    Args:
+        architecture: Class name.
+        brings_code: Whether the model's folder holds code of its own for it, which is never run.
 
     Raises:
         ConfigError: There is none. Names those that there are.
@@ -67,7 +71,8 @@ def family_of(architecture: str) -> Family:
                     "config.json: architectures",
                     f"one of {', '.join(sorted(SUPPORTED))}",
                     repr(architecture),
-                    "Choose a model of a supported architecture, or add a family (CONTRIBUTING.md).",
+                    "Choose a model of a supported architecture, or add a family (CONTRIBUTING.md)."
+                    + (" The code that the folder brings (auto_map) is never run." if brings_code else ""),
                 )
             ],
         )
@@ -87,7 +92,7 @@ def family_of_config(config: Mapping[str, Any]) -> Family:
             "the model's architecture can't be told",
             [Problem("config.json: architectures", "a list with one class name", repr(architectures))],
         )
-    return family_of(str(architectures[0]))
+    return family_of(str(architectures[0]), brings_code=bool(config.get("auto_map")))
 
 
 def dims_of(config: Mapping[str, Any], *, make_vocab_size_divisible_by: int = 1) -> ModelDims:

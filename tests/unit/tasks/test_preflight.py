@@ -226,7 +226,7 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
         "expected one of LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, found 'GPT2LMHeadModel'",
     ),
     "no architecture": (config_of(architectures=None), "expected a list with one class name"),
-    "sizes that are none": (config_of(hidden_size="16"), "config.json: hidden_size: expected a positive integer"),
+    "sizes that are none": (config_of(hidden_size="16"), "config.json: hidden_size: expected an integer"),
     "an activation that is not built": (config_of(hidden_act="gelu"), "config.json: hidden_act: expected 'silu'"),
     "a rope scaling that is not built": (
         config_of(rope_scaling={"rope_type": "yarn", "factor": 4.0}),
