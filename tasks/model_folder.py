@@ -11,6 +11,7 @@ from configs.schema.evaluate import EvaluateConfig
 from mcore.backend.layout import Layout
 from mcore.backend.rope_scaling import rope_parameters
 from mcore.bridge.families import dims_of, family_of_config
+from mcore.bridge.families.classifier import SUFFIX as CLASSIFIER_SUFFIX
 from mcore.bridge.further_tokens import config_of_files
 from mcore.bridge.hf_config import max_served_tokens, read_hf_config
 from mcore.bridge.hf_headers import read_headers
@@ -83,8 +84,11 @@ def model_config_problems(
     if dims is None:
         return problems
     collected(problems, lambda: family.transformer_config(config))
-    collected(problems, lambda: family.features(config))
+    features = collected(problems, lambda: family.features(config))
     collected(problems, lambda: rope_parameters(config))
+    if layout is not None and features is not None and features.num_labels is not None:
+        expected = "a ...ForCausalLM model, as train.method pt and sft train on tokens"
+        problems.append(Problem("config.json: architectures", expected, repr(family.hf_architecture)))
     if layout is not None:
         problems += layout.problems(config, padded_vocab_size=dims.padded_vocab)
     return problems
@@ -93,6 +97,8 @@ def model_config_problems(
 def served_problems(config: Mapping[str, Any], evaluate: EvaluateConfig) -> list[Problem]:
     """What keeps vLLM from serving a model, by its `config.json`, as the evaluation asks."""
     problems = []
+    if any(str(name).endswith(CLASSIFIER_SUFFIX) for name in config.get("architectures") or ()):
+        problems.append(Problem("evaluate", "nothing, as the model is a classifier and writes no text", "a suite"))
     longest, heads = max_served_tokens(config), config.get("num_attention_heads")
     if longest is not None and evaluate.max_model_len > longest:
         expected = f"at most {longest} (max_position_embeddings of the model, and its rope factor)"

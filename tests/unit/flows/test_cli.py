@@ -67,7 +67,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "unsupported architecture": (
         lambda here: change_model(here, architectures=["MambaForCausalLM"]),
-        "expected one of LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, found 'MambaForCausalLM'",
+        "found 'MambaForCausalLM'. Choose a model of a supported architecture",
     ),
     "vocabulary mismatch": (
         lambda here: change_model(here, vocab_size=29),

@@ -223,14 +223,22 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no chat template": (remove("tokenizer_config.json"), "expected a chat template"),
     "an unsupported architecture": (
         config_of(architectures=["GPT2LMHeadModel"]),
-        "expected one of LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, found 'GPT2LMHeadModel'",
+        "found 'GPT2LMHeadModel'. Choose a model of a supported architecture",
     ),
     "no architecture": (config_of(architectures=None), "expected a list with one class name"),
     "sizes that are none": (config_of(hidden_size="16"), "config.json: hidden_size: expected an integer"),
     "an activation that is not built": (config_of(hidden_act="gelu"), "config.json: hidden_act: expected 'silu'"),
     "a rope scaling that is not built": (
-        config_of(rope_scaling={"rope_type": "yarn", "factor": 4.0}),
-        "rope_scaling.rope_type: expected one of default, linear, llama3, found 'yarn'",
+        config_of(rope_scaling={"rope_type": "mrope", "factor": 4.0}),
+        "rope_scaling.rope_type: expected one of default, linear, dynamic, yarn, llama3, longrope, proportional, found",
+    ),
+    "a rope scaling without its number": (
+        config_of(rope_scaling={"rope_type": "yarn"}),
+        "rope_scaling.factor: expected a positive number, for rope type yarn, found None",
+    ),
+    "windows that can't be told": (
+        config_of(layer_types=["sliding_attention"] * 2),
+        "config.json: layer_types: expected full_attention in every layer, found sliding_attention",
     ),
     "a missing tensor": (weights(lambda tensors: tensors.pop("model.norm.weight")), "hf model.norm.weight: expected"),
     "a tensor too many": (weights(lambda tensors: tensors.update(odd=[2])), "hf odd: expected a row of the llama"),
@@ -322,6 +330,13 @@ def test_a_rope_factor_lengthens_what_may_be_served(raw: dict[str, Any]) -> None
     check_run(changed(raw, {"evaluate.max_model_len": 128}))
     (problem,) = problems_of(raw, evaluate__max_model_len=129)
     assert "evaluate.max_model_len: expected at most 128" in problem
+
+
+def test_a_classifier_is_neither_trained_on_tokens_nor_asked_for_text(raw: dict[str, Any]) -> None:
+    config_of(architectures=["LlamaForSequenceClassification"])(Path("model"))
+    write_safetensors(Path("model") / "model.safetensors", shapes() | {"score.weight": [2, 16]})
+    assert [problem.partition(":")[0] for problem in problems_of(raw)] == ["config.json", "evaluate"]
+    assert "train on tokens" in problems_of(raw)[0]
 
 
 def test_a_model_of_the_catalogue_is_checked_before_it_is_there(raw: dict[str, Any]) -> None:
