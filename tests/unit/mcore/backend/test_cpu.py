@@ -5,7 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.distributed as dist
 from megatron.core.tensor_parallel import random as tracker
+from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 
 from mcore.backend import cpu
 
@@ -19,8 +21,16 @@ BRIDGED = [
         "get_rng_state",
         "set_rng_state",
         "manual_seed",
+        "current_stream",
+        "stream",
     )
-] + [(tracker, "_get_cuda_rng_state"), (tracker, "_set_cuda_rng_state")]
+] + [
+    (tracker, "_get_cuda_rng_state"),
+    (tracker, "_set_cuda_rng_state"),
+    (MoEAlltoAllTokenDispatcher, "cuda_dtoh_stream"),
+    (dist, "all_to_all_single"),
+    (dist, "all_gather"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +61,14 @@ def test_what_asks_for_cuda_gets_the_cpu(bridged) -> None:
     assert torch.nn.Linear(2, 2).cuda().weight.device.type == "cpu"
     assert torch.empty(2, device=torch.cuda.current_device()).device.type == "cpu"
     torch.cuda.synchronize()
+
+
+def test_there_is_one_stream_and_nothing_to_wait_for(bridged) -> None:
+    stream = MoEAlltoAllTokenDispatcher.cuda_dtoh_stream
+    assert torch.cuda.current_stream() is stream
+    with torch.cuda.stream(stream):
+        stream.wait_stream(torch.cuda.current_stream())
+        assert stream.record_event().synchronize() is None
 
 
 def test_other_devices_and_types_stay_as_they_are(bridged) -> None:
