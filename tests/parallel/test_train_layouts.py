@@ -12,10 +12,10 @@ from mcore.backend.parallel import parallel_processes
 from mcore.metrics import read_metrics
 from mcore.train.run import train
 from tests.parallel.launch import run_torchrun
-from tests.parallel.train_cases import CASES, RESUMED, SAVE_STEPS
+from tests.parallel.train_cases import CASES, NORMED, RESUMED, RUNS, SAVE_STEPS
 from tests.tiny_runs import make_base, recorded, saved_tensors, tiny_run
 
-MODELS = ("llama", "qwen3_tied")
+MODELS = ("llama", "qwen3_tied", *NORMED)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "name"), RUNS)
 def test_every_layout_learns_what_one_process_learns(folder: Path, case: str, name: str) -> None:
     one, other = (read_metrics(folder / f"{run}-{name}" / "metrics.jsonl") for run in ("one", case))
     assert len(recorded(one, "loss")) == 12
