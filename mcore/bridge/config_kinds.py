@@ -31,7 +31,10 @@ SWITCHES = frozenset((
     "use_sliding_window",
 ))
 WORDS = frozenset(("hidden_act", "hidden_activation", "model_type", "rope_type", "scoring_func", "topk_method"))
-LISTS = frozenset(("architectures", "layer_types", "long_factor", "mlp_only_layers", "short_factor"))
+LISTS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
+    **dict.fromkeys(("architectures", "layer_types"), (str, "texts")),
+    **dict.fromkeys(("long_factor", "mlp_only_layers", "short_factor"), ((int, float), "numbers")),
+}
 MAPPINGS = frozenset(("quantization_config", "rope_parameters", "rope_scaling", "text_config"))
 # fmt: on
 
@@ -61,11 +64,16 @@ def _expected(key: str, value: Any) -> str | None:
     """What the value should be; None if it is that."""
     is_integer = type(value) is int
     if key in INTEGERS:
-        largest = LARGEST.get(key, LARGEST_INTEGER)
-        return None if is_integer and -LARGEST_INTEGER <= value <= largest else f"an integer up to {largest}"
+        largest, smallest = LARGEST.get(key, LARGEST_INTEGER), -1 if key.endswith("_id") else 0
+        return None if is_integer and smallest <= value <= largest else f"an integer from {smallest} to {largest}"
     if key in NUMBERS:
         return None if isinstance(value, float) or (is_integer and abs(value) <= 10**18) else "a number"
-    for keys, kind, name in ((SWITCHES, bool, "true or false"), (WORDS, str, "a text"), (LISTS, list, "a list")):
-        if key in keys:
-            return None if isinstance(value, kind) else name
+    if key in SWITCHES:
+        return None if isinstance(value, bool) else "true or false"
+    if key in WORDS:
+        return None if isinstance(value, str) else "a text"
+    if key in LISTS:
+        kind, name = LISTS[key]
+        is_one = isinstance(value, list) and all(isinstance(item, kind) for item in value)
+        return None if is_one else f"a list of {name}"
     return None if key not in MAPPINGS or isinstance(value, Mapping) else "an object"
