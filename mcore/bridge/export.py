@@ -29,7 +29,7 @@ from mcore.bridge.hf_writer import (
     divide_into_shards,
     refuse_gaps,
 )
-from mcore.bridge.plan import Plan, Step, mcore_shapes_of, plan_export
+from mcore.bridge.plan import Described, Plan, Step, mcore_shapes_of, plan_export
 from mcore.bridge.spans import SpanReader
 from mcore.bridge.workers import Piece, divide, do_all
 from mcore.folders import refuse_existing, whole_folder
@@ -81,11 +81,11 @@ def export(
     if EMBEDDING in tensors:
         dims = replace(dims, padded_vocab=tensors[EMBEDDING].shape[0])
     plan = plan_export(family, dims, mcore=tensors)
-    specs = _specs(plan, tensors, torch_dtype)
+    specs = tensor_specs(plan, tensors, torch_dtype)
     shards = divide_into_shards(specs.values(), int(max_shard_size_gb * 1e9))
     with whole_folder(output, overwrite=overwrite) as folder:
         copy_small_files(hf, folder)
-        exported = exported_config(config, _main_dtype(specs))
+        exported = exported_config(config, main_dtype(specs))
         (folder / CONFIG_FILE).write_text(json.dumps(exported, indent=2, ensure_ascii=False) + "\n")
         places = create_shards(folder, shards)
         pieces = divide(_pieces(plan, tensors), num_workers)
@@ -103,7 +103,9 @@ def export(
     return metrics
 
 
-def _specs(plan: Plan, tensors: Mapping[str, DistTensor], torch_dtype: TorchDtype) -> dict[str, TensorSpec]:
+def tensor_specs(
+    plan: Plan, tensors: Mapping[str, Described], torch_dtype: TorchDtype = "auto"
+) -> dict[str, TensorSpec]:
     """Every tensor to be written, by name. Parts of a stacked one make one tensor."""
     specs: dict[str, TensorSpec] = {}
     for step in plan.steps:
@@ -116,7 +118,7 @@ def _specs(plan: Plan, tensors: Mapping[str, DistTensor], torch_dtype: TorchDtyp
     return specs
 
 
-def _main_dtype(specs: Mapping[str, TensorSpec]) -> str:
+def main_dtype(specs: Mapping[str, TensorSpec]) -> str:
     """The dtype that most of the model's bytes have: what a config names."""
     num_bytes: Counter[str] = Counter()
     for spec in specs.values():
@@ -131,12 +133,12 @@ def _pieces(plan: Plan, tensors: Mapping[str, DistTensor]) -> list[Piece]:
         num_rows, *rest = step.rule.mcore_shape(plan.dims)
         stored = tensors[step.mcore_key]
         row_bytes = math.prod(rest) * getattr(torch, stored.dtype).itemsize
-        windows = stored.row_windows(step.index) if _goes_by_rows(step, plan) else [slice(0, num_rows)]
+        windows = stored.row_windows(step.index) if goes_by_rows(step, plan) else [slice(0, num_rows)]
         pieces += [Piece(step, rows, (rows.stop - rows.start) * row_bytes) for rows in windows]
     return pieces
 
 
-def _goes_by_rows(step: Step, plan: Plan) -> bool:
+def goes_by_rows(step: Step, plan: Plan) -> bool:
     """Whether runs of megatron's rows lie together on the Hugging Face side as well."""
     return all(run.hf_step == 1 for run in step.rule.runs(plan.dims)) and not any(
         part_name(name).transposed for name in step.hf_names
@@ -170,14 +172,14 @@ def _copy(
 ) -> bool:
     """Copy a piece's bytes as they are, or cast. False, and nothing is done, if they do not lie row by row."""
     step, rows = piece.step, piece.rows
-    if not _goes_by_rows(step, plan):
+    if not goes_by_rows(step, plan):
         return False
     runs = list(step.rule.runs_within(rows.start, rows.stop, plan.dims))
     spans = [stored.spans(step.index, slice(run.mcore_row, run.mcore_row + run.num_rows)) for run in runs]
     if None in spans:
         return False
     for run, of_run in zip(runs, spans, strict=True):
-        name, first_row = _target(step, plan, run.part, run.hf_row)
+        name, first_row = target(step, plan, run.part, run.hf_row)
         spec = places[name].spec
         blocks = _cast(reader.blocks(of_run or ()), stored.dtype, spec.dtype)
         num_values = math.prod(step.rule.mcore_shape(plan.dims)[1:])
@@ -199,9 +201,9 @@ def _compute(
     step, rows = piece.step, piece.rows
     dtype = getattr(torch, places[part_name(step.hf_names[0]).tensor].spec.dtype)
     tensor = stored.read_rows(step.index, rows).to(dtype)
-    if _goes_by_rows(step, plan):
+    if goes_by_rows(step, plan):
         for number, hf_rows, of_part in step.rule.hf_pieces(tensor, plan.dims, rows.start):
-            name, first_row = _target(step, plan, number, hf_rows.start)
+            name, first_row = target(step, plan, number, hf_rows.start)
             writer.write_rows(name, first_row, of_part)
         return
     for name, whole in zip(step.hf_names, step.rule.to_hf(tensor, plan.dims), strict=True):
@@ -210,7 +212,7 @@ def _compute(
         writer.write_rows(part.tensor, (part.index or 0) * of_part.shape[0], of_part)
 
 
-def _target(step: Step, plan: Plan, number: int, hf_row: int) -> tuple[str, int]:
+def target(step: Step, plan: Plan, number: int, hf_row: int) -> tuple[str, int]:
     """The tensor to be written that a step's Hugging Face tensor is or is a part of, and the row in all of it."""
     part = part_name(step.hf_names[number])
     return part.tensor, (part.index or 0) * step.rule.hf_shapes(plan.dims)[number][0] + hf_row

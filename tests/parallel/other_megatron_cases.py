@@ -33,6 +33,8 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTenso
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec, get_gpt_mtp_block_spec
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from megatron.core.transformer import multi_latent_attention
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch import Tensor
@@ -67,8 +69,16 @@ def build(hf_config: Mapping[str, Any], layout: Mapping[str, int], *, vocab: int
         masked_softmax_fusion=False,
         persist_layer_norm=False,
         moe_token_dispatcher_type="alltoall",
+        transformer_impl="local",
     )
     block = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm")
+    if config.multi_latent_attention:
+        multi_latent_attention.HAVE_TE = False  # 0.16 asks layers whether they are of a package that is not there
+        for layer in block.layer_specs:
+            parts = layer.submodules.self_attention.submodules
+            parts.core_attention = IdentityOp  # the local one can't be built with MLA; none has weights
+            if config.q_lora_rank is None:
+                parts.q_layernorm = IdentityOp  # as 0.19 demands
     further = get_gpt_mtp_block_spec(config, block, use_transformer_engine=False) if config.mtp_num_layers else None
     model = GPTModel(
         config,
@@ -123,7 +133,7 @@ def save(model: GPTModel, folder: Path, metadata: dict[str, Any] | None) -> None
     dist.barrier()
     rng = ShardedObject("rng_state", [{"torch": torch.get_rng_state()}], (dist.get_world_size(),), (dist.get_rank(),))
     state = {
-        "model": model.sharded_state_dict(metadata=metadata),
+        "model": model.sharded_state_dict(metadata=metadata and dict(metadata)),  # it writes into what it gets
         "rng_state": rng,
         "iteration": 5,
         "checkpoint_version": 3.0,
