@@ -11,25 +11,19 @@ from typing import Any
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
-    LlamaForSequenceClassification,
     Ministral3Config,
     Ministral3ForCausalLM,
     MinistralConfig,
     MinistralForCausalLM,
-    MinistralForSequenceClassification,
     MistralConfig,
     MistralForCausalLM,
-    MistralForSequenceClassification,
     Phi3Config,
     Phi3ForCausalLM,
-    Phi3ForSequenceClassification,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
-    Qwen2ForSequenceClassification,
     Qwen3Config,
     Qwen3ForCausalLM,
-    Qwen3ForSequenceClassification,
 )
 
 DYNAMIC_ROPE = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
@@ -111,26 +105,4 @@ DENSE: Mapping[str, tuple[type[PreTrainedModel], type[Any], Mapping[str, Any]]] 
         Phi3Config,
         {**PHI3, "tie_word_embeddings": True, "rope_parameters": longrope(6, 16) | {"partial_rotary_factor": 0.75}},
     ),
-}
-
-CLASSIFIERS: Mapping[str, tuple[type[PreTrainedModel], type[Any], Mapping[str, Any]]] = {
-    "llama_classifier": (
-        LlamaForSequenceClassification,
-        LlamaConfig,
-        # The flag is about a vocabulary head, which there is none of.
-        {"num_labels": 3, "pad_token_id": 249, "tie_word_embeddings": True, "rope_parameters": YARN_ROPE},
-    ),
-    "mistral_reward": (
-        MistralForSequenceClassification,
-        MistralConfig,
-        {"num_labels": 1, "pad_token_id": 249, "sliding_window": 7},
-    ),
-    "ministral_reward": (
-        MinistralForSequenceClassification,
-        MinistralConfig,
-        {"num_labels": 1, "pad_token_id": 249, "head_dim": 12, "layer_types": ["full_attention"] * 4},
-    ),
-    "qwen2_reward": (Qwen2ForSequenceClassification, Qwen2Config, {"num_labels": 1, "pad_token_id": 249}),
-    "qwen3_classifier": (Qwen3ForSequenceClassification, Qwen3Config, {"head_dim": 24, "pad_token_id": 249}),
-    "phi3_classifier": (Phi3ForSequenceClassification, Phi3Config, {**PHI3, "num_labels": 5, "pad_token_id": 249}),
 }

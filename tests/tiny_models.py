@@ -27,7 +27,8 @@ from transformers.core_model_loading import revert_weight_conversion
 from mcore.bridge.families import dims_of, family_of_config
 from mcore.bridge.hf_tensors import part_name
 from mcore.bridge.plan import global_shape, steps_of
-from tests.tiny_dense import CLASSIFIERS, DENSE
+from tests.tiny_classifiers import CLASSIFIERS
+from tests.tiny_dense import DENSE
 from tests.tiny_latent import LATENT_MODELS
 from tests.tiny_moe import MOE
 from tests.tiny_normed import NORMED

@@ -10,7 +10,7 @@ import torch
 
 from mcore.backend.heads import last_token_logits
 from mcore.errors import ConfigError
-from tests.tiny_dense import CLASSIFIERS
+from tests.tiny_classifiers import CLASSIFIERS, PAD
 from tests.tiny_models import tiny_hf_model
 from tests.unit.mcore.backend.test_model import (
     IDS_BS,
@@ -22,7 +22,6 @@ from tests.unit.mcore.backend.test_model import (
 
 pytestmark = pytest.mark.usefixtures("alone")
 
-PAD = 249
 PADDED_BS = torch.where((torch.arange(40) >= 30) & (torch.arange(2)[:, None] == 1), PAD, IDS_BS.clamp(max=PAD - 1))
 """The second row ends with ten tokens of padding; a model with causal attention computes the others as without."""
 

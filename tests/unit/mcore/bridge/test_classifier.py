@@ -6,7 +6,7 @@ from transformers import LlamaConfig
 from mcore.bridge.families import SUPPORTED, dims_of, family_of, family_of_config
 from mcore.bridge.families.classifier import SUFFIX, num_labels
 from mcore.errors import ConfigError
-from tests.tiny_dense import CLASSIFIERS
+from tests.tiny_classifiers import CLASSIFIERS
 from tests.tiny_models import tiny_hf_model
 
 
@@ -63,3 +63,9 @@ def test_what_caps_logits_of_a_vocabulary_is_no_part_of_a_classifier():
     reward = family_of("Gemma2ForSequenceClassification").features(config)
     assert (language_model.logit_softcap, reward.logit_softcap) == (30.0, None)
     assert reward.attention_softcap == language_model.attention_softcap == 50.0
+
+
+def test_every_classifier_has_a_tiny_model():
+    """Each of them is held against transformers in test_heads.py and through the files in test_verify_dense.py."""
+    tiny = {model_class.__name__ for model_class, _, _ in CLASSIFIERS.values()}
+    assert tiny == {name for name in SUPPORTED if name.endswith(SUFFIX)}
