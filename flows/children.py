@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from mcore.child import QUIET_ENVIRONMENT
 from mcore.errors import ConfigError, Problem
@@ -36,7 +36,9 @@ def become(argv: Sequence[object]) -> NoReturn:
         raise _not_started(words[0], exc) from exc
 
 
-def run_in_terminal(argv: Sequence[object], env: Mapping[str, str] | None = None, *, quiet: bool = False) -> int:
+def run_in_terminal(
+    argv: Sequence[object], env: Mapping[str, str] | None = None, *, quiet: bool = False, saves: bool = False
+) -> int:
     """Run a command to its end, where something is left to do behind it.
 
     Ctrl-C reaches the child by the terminal and a SIGTERM is handed on; this process waits for what the child makes of
@@ -46,6 +48,8 @@ def run_in_terminal(argv: Sequence[object], env: Mapping[str, str] | None = None
         argv: The command.
         env: Further environment variables.
         quiet: Leave its standard output out.
+        saves: It saves when it is asked to stop. So it gets a session of its own, where Ctrl-C can't end the helpers
+            that it saves with, and a SIGTERM in place of Ctrl-C, of the terminal's end, and if this process is killed.
 
     Returns:
         Its exit status, or 128 plus the signal that ended it.
@@ -60,16 +64,19 @@ def run_in_terminal(argv: Sequence[object], env: Mapping[str, str] | None = None
             words,
             env={**_environment(), **(env or {})},
             stdout=subprocess.DEVNULL if quiet else None,
+            start_new_session=saves,
+            preexec_fn=_end_with_parent if saves else None,
         )
     except OSError as exc:
         raise _not_started(words[0], exc) from exc
 
     def hand_on(number: int, frame: FrameType | None) -> None:
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
 
-    before = {number: signal.signal(number, handler) for number, handler in (
-        (signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, hand_on),
-    )}  # fmt: skip
+    handlers: dict[signal.Signals, Any] = {signal.SIGINT: hand_on if saves else signal.SIG_IGN, signal.SIGTERM: hand_on}
+    if saves and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup stays nohup
+        handlers[signal.SIGHUP] = hand_on
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         status = process.wait()
     finally:
@@ -91,7 +98,7 @@ def go_on_in_own_session() -> None:
     child = os.fork()
     if child == 0:
         os.setsid()
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        _end_with_parent()
         if os.getppid() != parent:  # it was killed before this could be asked for
             os.kill(os.getpid(), signal.SIGTERM)
         return
@@ -104,6 +111,10 @@ def go_on_in_own_session() -> None:
         signal.signal(number, hand_on)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     raise SystemExit(status if status >= 0 else 128 - status)
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def _environment() -> dict[str, str]:

@@ -175,9 +175,11 @@ def train(
         written.write_text(yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False))
         command = ["mcore.train", written, "--base", base, "--output", output]
         if run.launch.nproc_per_node > 1:
-            processes = ["--standalone", "--nproc_per_node", run.launch.nproc_per_node]
+            # The address keeps torchrun from asking what the host is called, which not every host can answer.
+            processes = ["--standalone", "--local-addr", "127.0.0.1", "--nproc_per_node", run.launch.nproc_per_node]
             command = ["mcore.train.torchrun", *processes, "-m", *command]
-        status = run_in_terminal([sys.executable, "-m", *command], {ERROR_FILE_VARIABLE: str(error_file)})
+        variables = {ERROR_FILE_VARIABLE: str(error_file)}
+        status = run_in_terminal([sys.executable, "-m", *command], variables, saves=True)
     raise typer.Exit(status)
 
 

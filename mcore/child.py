@@ -30,15 +30,16 @@ QUIET_ENVIRONMENT = {
 """Switches off the telemetry of Prefect, vLLM and the hubs' clients. None of these changes a result."""
 
 
-def run_as_child(main: Callable[[], None]) -> None:
+def run_as_child(main: Callable[[], object]) -> None:
     """Call `main`, then end this process with the exit status of what happened.
 
     A `PipelineError` is printed without a traceback (its text is written for people), any other exception with one.
-    Both are written to the error file if the parent asked for one.
+    Both are written to the error file if the parent asked for one. A status that `main` returns is taken: so typer
+    tells of Ctrl-C (130) if it was not to end the process itself.
     """
     os.environ.update(QUIET_ENVIRONMENT)
     try:
-        main()
+        status = main()
     except PipelineError as error:
         if _tell_parent(error):
             sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
@@ -50,6 +51,8 @@ def run_as_child(main: Callable[[], None]) -> None:
         )
         _tell_parent(defect)
         _leave(defect)
+    if isinstance(status, int) and status:
+        raise SystemExit(status)
 
 
 def _tell_parent(error: PipelineError) -> bool:

@@ -4,12 +4,14 @@
     python -m mcore.train RUN.yaml --base DIR --output DIR          (one process)
 
 A rank's exit status is 0 when the run is complete, 1 when it failed, 2 when its input is wrong, and 75 when it was
-asked to stop (SIGTERM): it then finished its step, saved, and goes on when the same command is run again. torchrun ends
-with 1 whatever its ranks say. What happened is therefore told by the error file as well (`mcore/child.py`): status 75
-is a `StoppedError`, and a parent that reads the file after any status but 0 needs nothing else.
+asked to stop (SIGTERM, SIGINT): it then finished its step, saved, and goes on when the same command is run again.
+torchrun ends with 1 whatever its ranks say. What happened is therefore told by the error file as well
+(`mcore/child.py`): status 75 is a `StoppedError`, and a parent that reads the file after any status but 0 needs nothing
+else.
 
 Under torchrun SIGTERM may go to the ranks, to torchrun, or to both. torchrun hands it on and kills ranks that are still
-there after 30 s; where a step and a save take longer, set TORCH_ELASTIC_SHUTDOWN_TIMEOUT (seconds) for it.
+there after 30 s; where a step and a save take longer, set TORCH_ELASTIC_SHUTDOWN_TIMEOUT (seconds) for it, or start
+`mcore.train.torchrun` in its place.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import typer
 from configs.schema.load import RunFileError, load_run
 from mcore.child import run_as_child
 from mcore.errors import ConfigError, Problem
+from mcore.train.stop import stop_on_signals
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -39,12 +42,13 @@ def train(
         raise ConfigError(
             f"{run_file} is no run", [Problem(place, found=what) for place, what in exc.problems]
         ) from exc
-    # Not at the top: every process that megatron-core forks or spawns would import torch again.
-    from mcore.backend import parallel
-    from mcore.train.run import train as train_run
+    with stop_on_signals() as stop:  # from here on, as the imports take seconds
+        # Not at the top: every process that megatron-core forks or spawns would import torch again.
+        from mcore.backend import parallel
+        from mcore.train.run import train as train_run
 
-    train_run(run, base, output)
-    parallel.stop()
+        train_run(run, base, output, stop)
+        parallel.stop()
 
 
 if __name__ == "__main__":

@@ -28,12 +28,12 @@ from mcore.train.loop import Loop
 from mcore.train.metrics import SUMMARY
 from mcore.train.model import build_training
 from mcore.train.schedule import Schedule
-from mcore.train.stop import stop_on_sigterm
+from mcore.train.stop import StopRequest
 
 T = TypeVar("T")
 
 
-def train(run: RunConfig, base: Path, output: Path) -> None:
+def train(run: RunConfig, base: Path, output: Path, stop: StopRequest | None = None) -> None:
     """Train until the last step, going on from `output`'s newest complete checkpoint if there is one.
 
     Every process of the run calls this. It returns when the run is complete, at once if it was already, and leaves the
@@ -43,13 +43,14 @@ def train(run: RunConfig, base: Path, output: Path) -> None:
         run: The whole run; its `data` and `train` decide what is learnt.
         base: Checkpoint folder to start from, with `release/` and `hf/` as `mcore.bridge convert` makes it.
         output: The run's folder.
+        stop: Says whether the run shall save and leave; None if nobody will ask for that.
 
     Raises:
         ConfigError: The run can't be started like this, or `output` belongs to another run.
         SourceError: `base` has no config of a model.
         DataError: The data can't be used.
         CheckpointError: The base or the run's own checkpoint can't be used.
-        StoppedError: SIGTERM came; the run saved and can be resumed.
+        StoppedError: The run was asked to stop; it saved and can be resumed.
         TrainingError: A loss or a gradient is not finite.
     """
     config = run.train
@@ -59,50 +60,49 @@ def train(run: RunConfig, base: Path, output: Path) -> None:
         sequence_parallel=config.sequence_parallel,
     )
     hf_config = read_hf_config(base / "hf")
-    with stop_on_sigterm() as stop:
-        parallel.start(layout, seed=config.seed)
-        start = select_checkpoint(base).path
-        padded = padded_vocab_size(start)
-        _check(config, layout, hf_config, padded)
-        method = import_module(f"mcore.train.methods.{config.method}")
-        data, validation = method.datasets(run.data, base / "hf")
-        schedule = Schedule.from_config(config, data)
-        mark = fingerprint(
-            config, schedule, data=data.fingerprint, validation=validation.fingerprint, base_iteration_dir=start
-        )
-        _agree(mark)
-        resumed = on_rank_0(lambda: _prepare(output, mark, base))
-        if resumed is not None and resumed.iteration == schedule.train_iters and (output / SUMMARY).exists():
-            _say(f"{output} is complete at iteration {schedule.train_iters}")
-            return
-        training = build_training(
-            config,
-            schedule,
-            hf_config,
-            layout,
-            padded_vocab_size=padded,
-            base_iteration_dir=None if resumed else start,
-        )
-        method.prepare(training.module)
-        position = Position()
-        if resumed is not None:
-            position = checkpoint.load(resumed.path, training, layout)
-            _say(f"resuming behind iteration {position.iteration}: {resumed.reason}")
-        _say(f"train: {data.describe()}; {schedule.train_iters} steps of {config.global_batch_size} samples")
-        loop = Loop(
-            config=config,
-            schedule=schedule,
-            layout=layout,
-            output=output,
-            training=training,
-            forward_step=method.forward_step,
-            data=data,
-            validation=validation,
-            device=parallel.device(),
-            stop=stop,
-            hf_config=hf_config,
-        )
-        loop.run(position)
+    parallel.start(layout, seed=config.seed)
+    start = select_checkpoint(base).path
+    padded = padded_vocab_size(start)
+    _check(config, layout, hf_config, padded)
+    method = import_module(f"mcore.train.methods.{config.method}")
+    data, validation = method.datasets(run.data, base / "hf")
+    schedule = Schedule.from_config(config, data)
+    mark = fingerprint(
+        config, schedule, data=data.fingerprint, validation=validation.fingerprint, base_iteration_dir=start
+    )
+    _agree(mark)
+    resumed = on_rank_0(lambda: _prepare(output, mark, base))
+    if resumed is not None and resumed.iteration == schedule.train_iters and (output / SUMMARY).exists():
+        _say(f"{output} is complete at iteration {schedule.train_iters}")
+        return
+    training = build_training(
+        config,
+        schedule,
+        hf_config,
+        layout,
+        padded_vocab_size=padded,
+        base_iteration_dir=None if resumed else start,
+    )
+    method.prepare(training.module)
+    position = Position()
+    if resumed is not None:
+        position = checkpoint.load(resumed.path, training, layout)
+        _say(f"resuming behind iteration {position.iteration}: {resumed.reason}")
+    _say(f"train: {data.describe()}; {schedule.train_iters} steps of {config.global_batch_size} samples")
+    loop = Loop(
+        config=config,
+        schedule=schedule,
+        layout=layout,
+        output=output,
+        training=training,
+        forward_step=method.forward_step,
+        data=data,
+        validation=validation,
+        device=parallel.device(),
+        stop=stop or StopRequest(),
+        hf_config=hf_config,
+    )
+    loop.run(position)
 
 
 def on_rank_0(work: Callable[[], T]) -> T:

@@ -1,4 +1,4 @@
-"""SIGTERM means: finish the step, save, leave with the code that says "run me again"."""
+"""SIGTERM and Ctrl-C mean: finish the step, save, leave with the code that says "run me again"."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_sigterm() -> Iterator[StopRequest]:
-    """Catch SIGTERM while the block runs, and put the old handler back behind it."""
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Catch SIGTERM and SIGINT while the block runs, and put the old handlers back behind it."""
     request = StopRequest()
-    before = signal.signal(signal.SIGTERM, request.note)
+    before = {number: signal.signal(number, request.note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield request
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""A training run that is killed, killed while it saves, and asked to stop ends like one that nobody disturbed."""
+"""A training run that is killed, killed while it saves, or asked to stop ends like one that nobody disturbed."""
 
 from __future__ import annotations
 
@@ -60,6 +60,19 @@ class Attempt:
             return self.torchrun.wait(timeout=120)
         finally:
             self.signal_all(signal.SIGKILL)
+
+
+class ByHand(Attempt):
+    """One start of the run by `mcore-flows train`, in a session of its own."""
+
+    def __init__(self, folder: Path, output: Path) -> None:
+        self.log = folder / f"{output.name}.log"
+        command = [Path(sys.executable).with_name("mcore-flows"), "train", folder / "run.yaml"]
+        with self.log.open("w") as log:
+            self.torchrun = subprocess.Popen(
+                [*command, "--base", folder / "base", "--output", output],
+                stdout=log, stderr=log, cwd=REPOSITORY, start_new_session=True,
+            )  # fmt: skip
 
 
 def last_logged(output: Path) -> int:
@@ -126,3 +139,48 @@ def test_a_complete_run_is_left_alone(folder: Path) -> None:
     assert attempt.end() == 0
     assert "is complete" in attempt.log.read_text()
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_by_hand_that_is_asked_to_stop_saves_and_goes_on(folder: Path, number: signal.Signals) -> None:
+    output = folder / f"by-hand-{number.name}"
+    stopped = ByHand(folder, output)
+    stopped.wait_for(lambda: last_logged(output) >= SAVE_STEPS + 2)
+    if number == signal.SIGINT:
+        os.killpg(stopped.torchrun.pid, number)  # as a terminal does
+    else:
+        stopped.torchrun.send_signal(number)
+    assert stopped.end() == EXIT_RESUME
+    iteration = read_tracker(output)
+    assert isinstance(iteration, int) and iteration == last_logged(output) and iteration % SAVE_STEPS
+    told = stopped.log.read_text()
+    assert told.count(f"StoppedError: asked to stop: iteration {iteration} of {TRAIN_ITERS} is saved") == 1
+    assert "Run the same command again to go on." in told
+    assert "Traceback" not in told and "SignalException" not in told and "OMP_NUM_THREADS" not in told
+
+    again = ByHand(folder, output)
+    assert again.end() == 0, again.log.read_text()[-3000:]
+    for saved in iterations_in(output):
+        expected, found = (saved_tensors(iteration_dir(run, saved)) for run in (folder / "undisturbed", output))
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+
+
+def test_torchrun_that_is_stopped_before_its_ranks_can_save_says_so(tmp_path: Path) -> None:
+    script = tmp_path / "rank.py"
+    script.write_text(
+        "import pathlib, sys, time\npathlib.Path(f'{sys.argv[1]}/{time.time_ns()}').touch()\ntime.sleep(60)"
+    )
+    (tmp_path / "ready").mkdir()
+    torchrun = subprocess.Popen(
+        [sys.executable, "-m", "mcore.train.torchrun", "--standalone", "--local-addr", "127.0.0.1",
+         "--nproc_per_node", "2", str(script), str(tmp_path / "ready")],
+        stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "ready").iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    torchrun.send_signal(signal.SIGINT)
+    _, told = torchrun.communicate(timeout=60)
+    assert torchrun.returncode == 128 + signal.SIGINT
+    assert told == "stopped before training began; run the same command again\n"

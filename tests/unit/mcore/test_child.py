@@ -102,3 +102,9 @@ def test_in_process_it_raises_system_exit(monkeypatch: pytest.MonkeyPatch, tmp_p
     with pytest.raises(SystemExit) as ending:
         run_as_child(stage)
     assert ending.value.code == 3
+
+
+def test_ctrl_c_that_typer_caught_is_no_success() -> None:
+    body = "import typer; app = typer.Typer(); app.command()(stop); return app([], standalone_mode=False)"
+    result = run_child(f"stop = lambda: signal.raise_signal(signal.SIGINT); import signal; {body}")
+    assert (result.returncode, result.stdout) == (130, "") and "Traceback" not in result.stderr
