@@ -28,6 +28,7 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from mcore.backend.layout import Layout
+from mcore.bridge.dist_files import read_dist_tensors
 from mcore.errors import CheckpointError, Problem
 from mcore.folders import fsync_folder, fsync_path, write_durably
 from mcore.select import TRACKER, completeness_problems, iteration_dir
@@ -108,6 +109,7 @@ def load(folder: Path, training: Training, layout: Layout) -> Position:
     Raises:
         CheckpointError: The checkpoint holds other things than the run needs.
     """
+    read_dist_tensors(folder)  # torch unpickles whatever `.metadata` names; this refuses all but plain values
     common = dist_checkpointing.load_common_state_dict(str(folder))
     saved = common["args"]
     same_layout = (saved.tensor_model_parallel_size, saved.pipeline_model_parallel_size) == (

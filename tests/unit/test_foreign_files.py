@@ -1,0 +1,83 @@
+"""Files from elsewhere are read, never run: no call in the project may open them in a way that runs what they say."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+
+from mcore.bridge.convert import convert
+from mcore.data.template import load_tokenizer
+from mcore.verify.prompts import prompt_set
+from mcore.verify.traces import load_hf_model
+from tests.hf_folders import write_hf_folder
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("configs", "flows", "mcore", "tasks", "benchmarks")
+
+
+def calls():
+    """Every call in the project: where it is, the call, and what is called, as text."""
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call):
+                    yield f"{path.relative_to(ROOT)}:{node.lineno}", node, ast.unparse(node.func)
+
+
+def keyword(call, name):
+    found = [keyword.value for keyword in call.keywords if keyword.arg == name]
+    return ast.literal_eval(found[0]) if found else None
+
+
+def test_nothing_unpickles_what_it_does_not_know():
+    loads = [(place, call) for place, call, name in calls() if name == "torch.load"]
+    assert loads
+    assert [place for place, call in loads if keyword(call, "weights_only") is not True] == []
+    free = ("pickle.load", "pickle.loads", "pickle.Unpickler", "joblib.load", "marshal.load", "marshal.loads")
+    assert [place for place, _, name in calls() if name in free] == []
+
+
+def test_no_model_or_tokenizer_may_bring_code():
+    opened = [
+        (place, call)
+        for place, call, name in calls()
+        # Without a folder to load from there is no code that it could bring.
+        if name.endswith(".from_pretrained") and not (call.args and ast.unparse(call.args[0]) == "None")
+    ]
+    assert len(opened) >= 5
+    assert [place for place, call in opened if keyword(call, "trust_remote_code") is not False] == []
+    assert [place for place, call, _ in calls() if keyword(call, "trust_remote_code") is True] == []
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A sound Qwen3 that says that its own code must be run for config, model and tokenizer."""
+    hf = tmp_path / "hf"
+    config = write_hf_folder(hf, "qwen3")
+    tokenizer = Tokenizer(models.WordLevel({str(number): number for number in range(250)}, unk_token="0"))
+    tokenizer.save(str(hf / "tokenizer.json"))
+    (hf / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    own = {name: f"own.{name}" for name in ("AutoConfig", "AutoModelForCausalLM", "AutoModel")}
+    (hf / "config.json").write_text(json.dumps(config | {"auto_map": own}))
+    (hf / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.Own", "own.OwnFast"]}})
+    )
+    return hf
+
+
+def test_code_in_a_models_folder_is_never_run(folder, tmp_path):
+    convert(folder, tmp_path / "mcore")
+    assert not (tmp_path / "mcore" / "hf" / "own.py").exists()
+    model = load_hf_model(folder, torch.device("cpu"))
+    assert type(model).__module__ == "transformers.models.qwen3.modeling_qwen3"
+    for read in (load_tokenizer, lambda hf: prompt_set(hf, vocab_size=250, num_prompts=3, max_prompt_tokens=16)):
+        try:
+            read(folder)
+        except Exception as exc:
+            assert type(exc).__module__ == "mcore.errors"
+    assert not (tmp_path / "ran").exists()
