@@ -54,7 +54,10 @@ FORWARD = [
     *((layout, "mixtral") for layout in ("tp2", "ep4", "tp2_sp_etp1")),
     *((layout, name) for layout in ("ep2_etp2", "tp2_sp_ep2", "pp2_ep2") for name in ("qwen2_moe", "qwen3_moe_mixed")),
 ]
-VIRTUAL = [("pp2_vpp2", "qwen3_tied"), ("pp2_vpp2", "mistral_yarn"), ("pp2_vpp2_ep2", "qwen3_moe_mixed")]
+VIRTUAL = [
+    *(("pp2_vpp2", name) for name in ("qwen3_tied", "mistral_yarn", "gemma2", "gemma3")),
+    ("pp2_vpp2_ep2", "qwen3_moe_mixed"),
+]
 BACKWARD = [
     ("ep2", "qwen2_moe"),
     ("ep2", "gpt_oss"),
