@@ -63,6 +63,7 @@ MOE: Mapping[str, tuple[type[PreTrainedModel], type[Any], Mapping[str, Any]]] = 
         },
     ),
     "qwen3_moe": (Qwen3MoeForCausalLM, Qwen3MoeConfig, {**QWEN3, "norm_topk_prob": True}),
+    "qwen3_moe_first_dense": (Qwen3MoeForCausalLM, Qwen3MoeConfig, {**QWEN3, "mlp_only_layers": [0]}),
     "qwen3_moe_mixed": (
         Qwen3MoeForCausalLM,
         Qwen3MoeConfig,
