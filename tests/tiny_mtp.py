@@ -1,4 +1,7 @@
-"""Tiny models with layers for further tokens, which transformers keeps in a model of their own."""
+"""Tiny models with layers for further tokens, which transformers keeps in a model of their own.
+
+Legend: B batch, S sequence, H hidden, V vocabulary
+"""
 
 from __future__ import annotations
 
@@ -60,6 +63,29 @@ def mtp_tensors(main: PreTrainedModel, further: MtpModel) -> dict[str, Tensor]:
         tensors[f"{layer}embed_tokens.weight"] = main.model.embed_tokens.weight
         tensors[f"{layer}shared_head.head.weight"] = main.lm_head.weight
     return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def reference_logits(main: PreTrainedModel, further: MtpModel, ids_BS: Tensor) -> list[Tensor]:
+    """Logits `[B, S, V]` of each depth, by equations 21 to 23 of the DeepSeek-V3 report.
+
+    At depth k, position i joins the hidden state of depth k - 1 and the embedding of token i + k. Behind the end of the
+    sequence there are tokens 0.
+    """
+    length = ids_BS.shape[1]
+    positions_BS = torch.arange(length).expand(len(ids_BS), -1)
+    mask = torch.full((length, length), -torch.inf).triu(1)[None, None]
+    hidden_BSH = main.model(ids_BS).last_hidden_state
+    rotary = main.model.rotary_emb(hidden_BSH, positions_BS)
+    logits = []
+    for depth, layer in enumerate(further.layers, 1):
+        ahead_BS = torch.nn.functional.pad(ids_BS[:, depth:], (0, depth))
+        embedded_BSH = layer.enorm(main.model.embed_tokens(ahead_BS))
+        weight_of_embedding, weight_of_hidden = layer.eh_proj.weight.chunk(2, dim=1)
+        joint_BSH = embedded_BSH @ weight_of_embedding.T + layer.hnorm(hidden_BSH) @ weight_of_hidden.T
+        hidden_BSH = layer.post_norm(layer.mtp_block(joint_BSH, attention_mask=mask, position_embeddings=rotary))
+        logits.append(main.lm_head(hidden_BSH))
+    return logits
 
 
 def write_mtp_folder(folder: Path, name: str, *, dtype: torch.dtype = torch.float32) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,22 +12,23 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 from megatron.core.models.gpt import GPTModel
 
+from mcore.backend.meta import ShardedShape
 from mcore.bridge.dist_dialects import EMBEDDING, read_weights, respell
 from mcore.bridge.dist_files import DistTensor, read_dist_tensors
 from mcore.errors import CheckpointError, Problem
 from mcore.progress import say
 
-T = TypeVar("T", str, tuple[str, tuple[int, ...]])
+T = TypeVar("T", str, tuple[str, tuple[int, ...], str])
 
 
-def load_weights(model: GPTModel, iteration_dir: Path) -> None:
+def load_weights(model: GPTModel | Sequence[GPTModel], iteration_dir: Path) -> None:
     """Fill a model with the weights of a checkpoint, whatever wrote it and from whatever layout; all ranks call it.
 
     Each rank reads its own parts only. Tensors are cast to the model's dtype where the checkpoint's differs.
     `_extra_state` objects are left alone: they hold FP8 scales, which no checkpoint that weights are taken from has.
 
     Args:
-        model: From `mcore.backend.model.build_model`.
+        model: From `mcore.backend.model.build_model`; all of this rank's, with virtual pipeline stages.
         iteration_dir: Folder with `.metadata` and the shards.
 
     Raises:
@@ -35,20 +36,18 @@ def load_weights(model: GPTModel, iteration_dir: Path) -> None:
             numbers, or NaN. Names all of them, the same on every rank.
         WeightPlanError: Weights that lie in several parts are not whole (`mcore.bridge.dist_dialects.read_weights`).
     """
-    tensors = model_tensors(model)
-    wanted = _over_all_ranks(tensors)
-    saved = read_weights(iteration_dir, wanted)
+    models = [model] if isinstance(model, torch.nn.Module) else list(model)
+    tensors = [tensor for stage in models for tensor in model_tensors(stage)]
+    wanted = over_all_ranks(tensors)
+    saved = read_weights(iteration_dir, {key: tensor.shape for key, tensor in wanted.items()})
     if problems := _differences(wanted, saved):
         raise CheckpointError(f"{iteration_dir} does not hold this model", problems)
-    _say_what_is_lost(tensors, saved)
+    say_what_is_lost(tensors, {key: getattr(torch, tensor.dtype) for key, tensor in saved.items()})
     with torch.no_grad():
         for tensor in tensors:
-            sizes = (*(1,) * tensor.prepend_axis_num, *tensor.local_shape)
-            part = saved[tensor.key].read_box(tensor.global_offset, sizes)
+            part = saved[tensor.key].read_box(tensor.global_offset, stacked_sizes(tensor))
             tensor.data.copy_(part.reshape(tensor.local_shape))
-    nan = [name for name, parameter in model.named_parameters() if parameter.isnan().any()]
-    if problems := [Problem(name, "numbers", "NaN") for name in _union(nan)]:
-        raise CheckpointError(f"{iteration_dir} holds weights that are no numbers", problems)
+    refuse_nan(models, iteration_dir)
 
 
 def padded_vocab_size(iteration_dir: Path) -> int:
@@ -70,9 +69,35 @@ def model_tensors(model: GPTModel) -> list[ShardedTensor]:
     return [entry for entry in nested_values(state) if isinstance(entry, ShardedTensor)]
 
 
-def _over_all_ranks(tensors: list[ShardedTensor]) -> dict[str, tuple[int, ...]]:
-    """Global shapes by key over all pipeline stages."""
-    return dict(_union([(tensor.key, tuple(tensor.global_shape)) for tensor in tensors]))
+def stacked_sizes(tensor: ShardedTensor) -> tuple[int, ...]:
+    """Shape of a rank's part with the axes that megatron stacks layers and experts on."""
+    return (*(1,) * tensor.prepend_axis_num, *tensor.local_shape)
+
+
+def over_all_ranks(tensors: Iterable[ShardedTensor]) -> dict[str, ShardedShape]:
+    """Global shapes and dtypes by key, over all ranks."""
+    own = [(tensor.key, tuple(tensor.global_shape), str(tensor.dtype)) for tensor in tensors]
+    return {key: ShardedShape(shape, getattr(torch, dtype.removeprefix("torch."))) for key, shape, dtype in _union(own)}
+
+
+def refuse_nan(models: Sequence[torch.nn.Module], source: Path) -> None:
+    """Check what was loaded; all ranks call it.
+
+    Raises:
+        CheckpointError: Something is NaN; the same on every rank.
+    """
+    everything = [named for model in models for named in (*model.named_parameters(), *model.named_buffers())]
+    nan = [name for name, tensor in everything if tensor.isnan().any()]
+    if problems := [Problem(name, "numbers", "NaN") for name in _union(nan)]:
+        raise CheckpointError(f"{source} holds weights that are no numbers", problems)
+
+
+def say_what_is_lost(tensors: Iterable[ShardedTensor], dtypes: Mapping[str, torch.dtype]) -> None:
+    """Say which dtypes of the files, by key, the model rounds."""
+    casts = {(dtypes[tensor.key], tensor.dtype) for tensor in tensors}
+    for of_file, of_model in sorted(casts, key=str):
+        if torch.promote_types(of_file, of_model) != of_model and dist.get_rank() == 0:
+            say(f"weights are rounded from {of_file} to {of_model}".replace("torch.", ""))
 
 
 def _union(items: list[T]) -> list[T]:
@@ -81,20 +106,13 @@ def _union(items: list[T]) -> list[T]:
     return sorted({item for of_rank in gathered for item in of_rank})
 
 
-def _differences(wanted: Mapping[str, tuple[int, ...]], saved: Mapping[str, DistTensor]) -> list[Problem]:
+def _differences(wanted: Mapping[str, ShardedShape], saved: Mapping[str, DistTensor]) -> list[Problem]:
     problems = [Problem(key, "a tensor in the checkpoint", "none") for key in wanted if key not in saved]
     for key, tensor in saved.items():
         if key not in wanted:
             problems.append(Problem(key, "no such tensor in the checkpoint", f"one of {tensor.shape}"))
-        elif tensor.shape != wanted[key]:
-            problems.append(Problem(key, f"shape {wanted[key]}", f"{tensor.shape}"))
+        elif tensor.shape != wanted[key].shape:
+            problems.append(Problem(key, f"shape {wanted[key].shape}", f"{tensor.shape}"))
         elif not getattr(torch, tensor.dtype).is_floating_point:
             problems.append(Problem(key, "floating-point numbers", tensor.dtype))
     return problems
-
-
-def _say_what_is_lost(wanted: list[ShardedTensor], saved: Mapping[str, DistTensor]) -> None:
-    casts = {(getattr(torch, saved[tensor.key].dtype), tensor.dtype) for tensor in wanted}
-    for of_file, of_model in sorted(casts, key=str):
-        if torch.promote_types(of_file, of_model) != of_model and dist.get_rank() == 0:
-            say(f"weights are rounded from {of_file} to {of_model}".replace("torch.", ""))

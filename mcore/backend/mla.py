@@ -16,7 +16,6 @@ import torch
 from megatron.core.models.common.embeddings import YarnRotaryEmbedding
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.tensor_parallel.mappings import (
-    copy_to_tensor_model_parallel_region,
     gather_from_tensor_model_parallel_region,
     scatter_to_sequence_parallel_region,
 )
@@ -77,19 +76,17 @@ class LatentAttention(MLASelfAttention):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.config.tensor_model_parallel_size > 1:
+        if self.config.sequence_parallel:  # without it megatron-core does not train layers with experts
             self.linear_kv_down_proj.register_forward_hook(self._gather)
 
     def _gather(
         self, layer: torch.nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor | None]
     ) -> tuple[Tensor, Tensor | None]:
-        """The whole key and value latent and rotary key, `[S, B, R + D]`, whose gradient is summed over the ranks."""
-        kv_SBR = gather_from_tensor_model_parallel_region(output[0])
-        if self.config.sequence_parallel:
-            # The caller divides it and gathers the rotary part along the sequence, whose backward sums.
-            return scatter_to_sequence_parallel_region(kv_SBR), output[1]
-        latent_SBR, rotary_SBD = kv_SBR.split([self.config.kv_lora_rank, self.config.qk_pos_emb_head_dim], dim=-1)
-        return torch.cat([latent_SBR, copy_to_tensor_model_parallel_region(rotary_SBD)], dim=-1), output[1]
+        """The whole latent and rotary key of this rank's part of the sequence, `[S, B, R + D]`.
+
+        megatron-core then gathers the rotary key along the sequence, and in backward that sums over the ranks.
+        """
+        return scatter_to_sequence_parallel_region(gather_from_tensor_model_parallel_region(output[0])), output[1]
 
 
 class LatentRotary(YarnRotaryEmbedding):  # type: ignore[misc]

@@ -77,11 +77,12 @@ def build_training(
         recompute_method=config.recompute_method,
         recompute_num_layers=config.recompute_num_layers,
     )
-    if base_iteration_dir is not None:
-        load_weights(module, base_iteration_dir)
     model_config = module.config
     model_config.calculate_per_token_loss = True
     wrapped = module if dtype == torch.float32 else Float16Module(model_config, module)
+    if base_iteration_dir is not None:
+        # Only now: the wrapper rounds buffers, and routers have one that stays in fp32.
+        load_weights(module, base_iteration_dir)
     model = DistributedDataParallel(
         model_config,
         DistributedDataParallelConfig(

@@ -1,4 +1,4 @@
-"""Layers for further tokens against what the DeepSeek-V3 report defines, with transformers' layers in it.
+"""Layers for further tokens against the plain reference of `tests.tiny_mtp`.
 
 Legend: B batch, S sequence, H hidden, V vocabulary, P padded vocabulary
 """
@@ -22,7 +22,7 @@ from mcore.backend.parallel import parallel_processes
 from mcore.bridge.families import dims_of, family_of_config
 from mcore.bridge.plan import mcore_shapes_of
 from tests.tiny_models import PADDED_VOCAB_SIZE, fill, mcore_tensors, tiny_hf_model
-from tests.tiny_mtp import MTP_MODELS, NUM_MTP_LAYERS, mtp_tensors, tiny_mtp_model
+from tests.tiny_mtp import MTP_MODELS, NUM_MTP_LAYERS, mtp_tensors, reference_logits, tiny_mtp_model
 from tests.unit.mcore.backend.test_model import IDS_BS, MAX_RELATIVE_ERROR, POSITIONS_BS, VOCAB_SIZE, relative_error
 
 
@@ -38,28 +38,6 @@ def mcore_model(main: PreTrainedModel, further: MtpModel, config: dict[str, Any]
     more = mtp_tensors(main, further)
     fill(model, mcore_tensors(main, config, padded_vocab_size=PADDED_VOCAB_SIZE, more=more))
     return model.eval()
-
-
-@torch.no_grad()
-def reference_logits(main: PreTrainedModel, further: MtpModel) -> list[Tensor]:
-    """Logits `[B, S, V]` of each depth, by equations 21 to 23 of the DeepSeek-V3 report.
-
-    At depth k, position i joins the hidden state of depth k - 1 and the embedding of token i + k. Behind the end of the
-    sequence there are tokens 0.
-    """
-    length = IDS_BS.shape[1]
-    mask = torch.full((length, length), -torch.inf).triu(1)[None, None]
-    hidden_BSH = main.model(IDS_BS).last_hidden_state
-    rotary = main.model.rotary_emb(hidden_BSH, POSITIONS_BS)
-    logits = []
-    for depth, layer in enumerate(further.layers, 1):
-        ahead_BS = torch.nn.functional.pad(IDS_BS[:, depth:], (0, depth))
-        embedded_BSH = layer.enorm(main.model.embed_tokens(ahead_BS))
-        weight_of_embedding, weight_of_hidden = layer.eh_proj.weight.chunk(2, dim=1)
-        joint_BSH = embedded_BSH @ weight_of_embedding.T + layer.hnorm(hidden_BSH) @ weight_of_hidden.T
-        hidden_BSH = layer.post_norm(layer.mtp_block(joint_BSH, attention_mask=mask, position_embeddings=rotary))
-        logits.append(main.lm_head(hidden_BSH))
-    return logits
 
 
 @torch.no_grad()
@@ -81,7 +59,7 @@ def mtp_logits(model: GPTModel) -> list[Tensor]:
 @pytest.mark.parametrize("name", MTP_MODELS)
 def test_logits_of_every_depth_equal_the_reports(name: str) -> None:
     main, further, config = tiny_mtp_model(name)
-    expected, found = reference_logits(main, further), mtp_logits(mcore_model(main, further, config))
+    expected, found = reference_logits(main, further, IDS_BS), mtp_logits(mcore_model(main, further, config))
     assert len(expected) == len(found) == NUM_MTP_LAYERS
     for logits_BSV, logits_BSP in zip(expected, found, strict=True):
         assert relative_error(logits_BSV, logits_BSP[..., :VOCAB_SIZE]) < MAX_RELATIVE_ERROR
@@ -96,7 +74,7 @@ def test_a_wrong_weight_is_seen(weight: str) -> None:
     one, other = (getattr(layer, weight).weight for layer in model.mtp.layers)
     with torch.no_grad():
         one.copy_(one.roll(one.shape[1] // 2, 1) if weight == "eh_proj" else other)
-    logits_BSV, logits_BSP = reference_logits(main, further)[0], mtp_logits(model)[0]
+    logits_BSV, logits_BSP = reference_logits(main, further, IDS_BS)[0], mtp_logits(model)[0]
     assert relative_error(logits_BSV, logits_BSP[..., :VOCAB_SIZE]) > 1e-2
 
 
