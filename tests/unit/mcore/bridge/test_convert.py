@@ -20,10 +20,11 @@ from mcore.errors import CheckpointError, ConfigError, InputError, SourceError, 
 from mcore.select import select_checkpoint
 from tests.hf_folders import CHAT_TEMPLATE, assert_same_weights, weights_of, write_hf_folder, write_zero_model
 from tests.tiny_models import MODELS, mcore_tensors, tiny_hf_model
+from tests.tiny_normed import NORMED
 
 
 @pytest.mark.parametrize(("dtype", "max_shard_size"), [(torch.float32, "1GB"), (torch.bfloat16, "100KB")])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *NORMED])
 def test_there_and_back_is_the_same_to_the_bit(tmp_path, name, dtype, max_shard_size):
     config = write_hf_folder(tmp_path / "hf", name, dtype=dtype, max_shard_size=max_shard_size)
     figures = convert(tmp_path / "hf", tmp_path / "mcore")
@@ -227,8 +228,8 @@ def test_memory_stays_flat(tmp_path):
         text=True,
     )
     converted, exported = map(float, done.stdout.split())
-    # Twice the largest chunk (what is read and what is written of it), and the model on the meta device.
-    assert 0.1 < converted < 0.4 and exported < 0.4, done.stdout
+    # The model on the meta device and a buffer: less than a chunk of the checkpoint, let alone a large tensor.
+    assert 0 < converted < 0.12 and exported < 0.12, done.stdout
     assert (tmp_path / "back" / "model.safetensors").stat().st_size > num_bytes
 
 
