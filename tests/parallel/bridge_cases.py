@@ -26,7 +26,13 @@ from mcore.backend.parallel import start, stop
 from mcore.train.checkpoint import hand_results_over_in_this_process
 from tests.tiny_models import PADDED_VOCAB_SIZE, mcore_tensors, tiny_hf_model
 
-MODELS = {"llama_bias": torch.float32, "qwen2": torch.bfloat16, "qwen3_tied": torch.bfloat16}
+MODELS = {
+    "llama_bias": torch.float32,
+    "qwen2": torch.bfloat16,
+    "qwen3_tied": torch.bfloat16,
+    "phi4_partial": torch.bfloat16,
+    "llama_classifier": torch.float32,
+}
 LAYOUTS = {
     "tp2": Layout(tensor_model_parallel_size=2),
     "pp2": Layout(pipeline_model_parallel_size=2),
