@@ -16,15 +16,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from mcore.bridge.dims import ModelDims, Shape
 from mcore.bridge.dist_dialects import EMBEDDING, read_weights
 from mcore.bridge.dist_files import DistTensor
+from mcore.bridge.finite import is_finite
 from mcore.bridge.hf_config import read_hf_config
 from mcore.bridge.hf_headers import StoredTensor, read_headers
 from mcore.bridge.hf_quantised import quantisation_of
@@ -32,13 +31,8 @@ from mcore.bridge.hf_tensors import HfTensor, activation_scales, find_hf_tensors
 from mcore.bridge.plan import Step, global_shape, ignored_names, mcore_shapes_of, steps_of, tied_copies
 from mcore.bridge.rules import Family
 from mcore.progress import progress
-from mcore.verify.dequantise import fp8_weight, mxfp4_weight
+from mcore.verify.hf_reader import HfReader, bits
 from mcore.verify.report import CastCount, StructuralResult, TensorFinding
-
-BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Integer dtype by item size: to compare bits, so that -0.0 and 0.0 differ."""
-MAX_MAPPED_BYTES = 256 * 2**20
-"""Bytes of Hugging Face files that are read before the maps are let go."""
 
 
 def compare_on_disk(hf: Path, iteration_dir: Path, *, family: Family, dims: ModelDims) -> StructuralResult:
@@ -109,67 +103,6 @@ def compare_on_disk(hf: Path, iteration_dir: Path, *, family: Family, dims: Mode
     )
 
 
-class HfReader:
-    """Rows of safetensors files, which are mapped anew now and then: mapped pages count as this process's memory."""
-
-    def __init__(self, stored: Mapping[str, StoredTensor], found: Mapping[str, HfTensor]) -> None:
-        self.stored = stored
-        self.found = found
-        self._files: dict[Path, Any] = {}
-        self._num_mapped_bytes = 0
-
-    def rows(self, name: str, rows: slice) -> Tensor:
-        """Rows of a tensor that a table names, `[rows, …]`."""
-        tensor = self.found[name]
-        if tensor.scales is not None:
-            return self._dequantised(tensor, rows)
-        saved = self._slices(self.stored[tensor.source])
-        if tensor.index is None:
-            read: Tensor = saved[rows]
-        elif tensor.reading == "transposed":
-            read = saved[tensor.index, :, rows].T
-        else:
-            read = saved[tensor.index, tensor.first_row + rows.start : tensor.first_row + rows.stop : rows.step or 1]
-        self._num_mapped_bytes += read.nbytes
-        return read
-
-    def _dequantised(self, tensor: HfTensor, rows: slice) -> Tensor:
-        assert tensor.scales is not None
-        saved, of_scales = self._slices(self.stored[tensor.source]), self.stored[tensor.scales.name]
-        if tensor.reading == "mxfp4":
-            blocks_RGB = saved[tensor.index, rows.start : rows.stop : rows.step or 1]
-            scales_RG = self._slices(of_scales)[tensor.index, rows.start : rows.stop : rows.step or 1]
-            return mxfp4_weight(blocks_RGB[None], scales_RG[None])[0].T
-        size = tensor.block[0]
-        first, end = rows.start // size, -(-rows.stop // size)
-        grid = self._file(of_scales).get_tensor(of_scales.name).reshape(tensor.scales.shape)[first:end]
-        whole = fp8_weight(saved[first * size : end * size], grid, tensor.block)
-        return whole[rows.start - first * size : rows.stop - first * size : rows.step or 1]
-
-    def _slices(self, stored: StoredTensor) -> Any:
-        return self._file(stored).get_slice(stored.name)
-
-    def _file(self, stored: StoredTensor) -> Any:
-        if self._num_mapped_bytes > MAX_MAPPED_BYTES:
-            self._files.clear()
-            self._num_mapped_bytes = 0
-        if stored.file not in self._files:
-            self._files[stored.file] = safe_open(stored.file, framework="pt")
-        return self._files[stored.file]
-
-    def equal(self, one: str, other: str) -> bool:
-        """Whether two stored tensors hold the same bits."""
-        a, b = self.stored[one], self.stored[other]
-        if (a.shape, a.dtype) != (b.shape, b.dtype):
-            return False
-        for row in range(0, a.shape[0], 4096):
-            rows = [self._slices(stored)[row : row + 4096] for stored in (a, b)]
-            self._num_mapped_bytes += sum(tensor.nbytes for tensor in rows)
-            if not torch.equal(*map(_bits, rows)):
-                return False
-        return True
-
-
 @dataclass(slots=True)
 class _Difference:
     """What was found in one Hugging Face tensor so far, window by window."""
@@ -184,9 +117,9 @@ class _Difference:
         """Compare rows of both sides in the Hugging Face dtype."""
         self.num_compared_rows += hf.shape[0]
         self.num_values += hf.numel()
-        if torch.equal(_bits(hf), _bits(mcore)):
+        if torch.equal(bits(hf), bits(mcore)):
             return
-        different = _bits(hf) != _bits(mcore)
+        different = bits(hf) != bits(mcore)
         if not self.num_different:
             row, *rest = different.nonzero()[0].tolist()
             values = (hf[row, *rest].item(), mcore[row, *rest].item())
@@ -202,14 +135,14 @@ def _compare_step(step: Step, dims: ModelDims, saved: DistTensor, reader: HfRead
     finite = dict.fromkeys((mcore_name, *step.hf_names), True)
     for window in saved.row_windows(step.index):
         rows = saved.read_rows(step.index, window)
-        finite[mcore_name] &= _is_finite(rows)
+        finite[mcore_name] &= is_finite(rows)
         for part, places, piece in step.rule.hf_pieces(rows, dims, window.start):
             name = step.hf_names[part]
             hf_rows = reader.rows(name, places)
-            finite[name] &= _is_finite(hf_rows)
+            finite[name] &= is_finite(hf_rows)
             found[part].add(places.start, hf_rows, piece.to(hf_rows.dtype))
-    for name, is_finite in finite.items():
-        if not is_finite:
+    for name, are_all_finite in finite.items():
+        if not are_all_finite:
             yield TensorFinding(tensor=name, kind="not finite", detail="holds NaN or infinity")
     for name, difference in zip(step.hf_names, found, strict=True):
         num_rows = reader.found[name].shape[0]
@@ -294,12 +227,3 @@ def _mcore_names(
 
 def _shape_finding(name: str, expected: Shape, found: Shape) -> TensorFinding:
     return TensorFinding(tensor=name, kind="shape", detail=f"expected {list(expected)}, found {list(found)}")
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(BITS[tensor.element_size()])
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    # Both extremes are NaN where any number is: one pass, an order of magnitude quicker than asking every number.
-    return all(bool(extreme.isfinite()) for extreme in tensor.aminmax())

@@ -172,7 +172,7 @@ def test_numbers_that_are_not_finite_after_their_scale(tmp_path):
         ({"quant_method": "mxfp4"}, "float8_e4m3fn"),
         ({}, "float8_e4m3fn"),
         (None, "float8_e4m3fn"),
-        ("fp8", "float8_e4m3fn"),
+        ("fp8", "quantization_config: expected an object"),
     ],
 )
 def test_a_config_that_does_not_say_how_weights_are_quantised(tmp_path, quantisation, expected):
