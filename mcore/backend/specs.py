@@ -92,6 +92,7 @@ def layer_spec(
             problem = Problem("context_parallel_size", "1", str(config.context_parallel_size))
             raise ConfigError("attention of backend torch needs whole samples", [problem])
         dense, final_norm = decoder_layer(config, features), norm(features)
+    assert features.norm_placement == "before" or not any(dims.moe_layers), "no norm is built behind experts"
     with_experts = moe_layer_spec(dense, config, backend) if any(dims.moe_layers) else dense
     choose_router(with_experts, features)
     first = get_transformer_layer_offset(config, vp_stage)
