@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from mcore.bridge.convert import convert
 from mcore.bridge.export import export
 from mcore.bridge.families import dims_of, family_of_config
+from mcore.bridge.plan import mcore_shapes_of
 from mcore.errors import ConfigError, WeightPlanError
 from tests.hf_folders import assert_same_weights, weights_of, write_hf_folder
 from tests.tiny_models import tiny_hf_model
@@ -83,6 +84,64 @@ def test_megatrons_config_says_what_transformers_says(name: str) -> None:
     assert arguments["moe_ffn_hidden_size"] == num_columns
     shared = getattr(moe[0], "shared_expert", None)
     assert arguments.get("moe_shared_expert_intermediate_size") == (shared and shared.up_proj.out_features)
+
+
+def published(architecture: str, **sizes: Any) -> dict[str, Any]:
+    return {"architectures": [f"{architecture}ForCausalLM"], "rms_norm_eps": 1e-5, "hidden_act": "silu", **sizes}
+
+
+@pytest.mark.parametrize(
+    ("config", "num_parameters"),
+    [
+        pytest.param(
+            published(
+                "Mixtral", hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8,
+                num_hidden_layers=32, vocab_size=32000, num_local_experts=8, num_experts_per_tok=2, sliding_window=None,
+            ),
+            46_702_792_704,
+            id="Mixtral-8x7B",
+        ),
+        pytest.param(
+            published(
+                "Qwen2Moe", hidden_size=2048, intermediate_size=5632, num_attention_heads=16, num_key_value_heads=16,
+                num_hidden_layers=24, vocab_size=151936, num_experts=60, num_experts_per_tok=4,
+                moe_intermediate_size=1408, shared_expert_intermediate_size=5632, use_sliding_window=False,
+                sliding_window=32768,
+            ),
+            14_315_784_192,
+            id="Qwen1.5-MoE-A2.7B",
+        ),
+        pytest.param(
+            published(
+                "Qwen3Moe", hidden_size=2048, intermediate_size=6144, num_attention_heads=32, num_key_value_heads=4,
+                head_dim=128, num_hidden_layers=48, vocab_size=151936, num_experts=128, num_experts_per_tok=8,
+                moe_intermediate_size=768, norm_topk_prob=True, mlp_only_layers=[],
+            ),
+            30_532_122_624,
+            id="Qwen3-30B-A3B",
+        ),
+        pytest.param(
+            published(
+                "Olmoe", hidden_size=2048, intermediate_size=1024, num_attention_heads=16, num_key_value_heads=16,
+                num_hidden_layers=16, vocab_size=50304, num_experts=64, num_experts_per_tok=8,
+            ),
+            6_919_161_856,
+            id="OLMoE-1B-7B",
+        ),
+        pytest.param(
+            published(
+                "GptOss", hidden_size=2880, intermediate_size=2880, num_attention_heads=64, num_key_value_heads=8,
+                head_dim=64, num_hidden_layers=24, vocab_size=201088, num_local_experts=32, num_experts_per_tok=4,
+                attention_bias=True, sliding_window=128, swiglu_limit=7.0,
+            ),
+            20_914_757_184,
+            id="gpt-oss-20b",
+        ),
+    ],
+)  # fmt: skip
+def test_a_published_model_has_as_many_parameters_as_its_card_says(config: dict[str, Any], num_parameters: int) -> None:
+    family, dims = family_of_config(config), dims_of(config)
+    assert sum(math.prod(shape) for shape in mcore_shapes_of(family, dims).values()) == num_parameters
 
 
 def test_the_number_of_experts_goes_by_two_names() -> None:
