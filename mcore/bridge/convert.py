@@ -16,7 +16,7 @@ import torch
 from mcore.bridge.check import Conversion, check, parameters
 from mcore.bridge.dist_writer import DistWriter, Part, Written, bytes_of, write_metadata
 from mcore.bridge.finite import is_finite, not_finite
-from mcore.bridge.hf_config import CONFIG_FILE, copy_small_files, read_hf_config
+from mcore.bridge.hf_config import CONFIG_FILE, HF_FOLDER, copy_small_files, read_hf_config
 from mcore.bridge.hf_files import open_tensor
 from mcore.bridge.hf_headers import StoredTensor
 from mcore.bridge.plan import Step, global_shape
@@ -28,8 +28,6 @@ from mcore.folders import refuse_existing, whole_folder
 from mcore.progress import Advance, progress
 from mcore.select import RELEASE, TRACKER
 
-HF_FOLDER = "hf"
-"""Folder of a checkpoint with the base model's small files: what export needs beside the weights."""
 CHUNK_BYTES = 128 * 2**20
 """A larger tensor is written in chunks of whole rows, so that no reader ever has to hold much of it."""
 COMPUTED_BYTES = 8 * 2**20

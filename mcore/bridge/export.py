@@ -14,12 +14,11 @@ from typing import Any, Literal
 
 import torch
 
-from mcore.bridge.convert import HF_FOLDER
 from mcore.bridge.dist_dialects import EMBEDDING, read_weights
 from mcore.bridge.dist_files import DistTensor
 from mcore.bridge.dist_writer import bytes_of
 from mcore.bridge.families import dims_of, family_of_config
-from mcore.bridge.hf_config import CONFIG_FILE, copy_small_files, exported_config, read_hf_config
+from mcore.bridge.hf_config import CONFIG_FILE, HF_FOLDER, copy_small_files, exported_config, read_hf_config
 from mcore.bridge.hf_tensors import part_name
 from mcore.bridge.hf_writer import (
     Place,

@@ -13,6 +13,8 @@ from mcore.bridge.config_kinds import kind_problems
 from mcore.errors import Problem, SourceError
 
 CONFIG_FILE = "config.json"
+HF_FOLDER = "hf"
+"""Folder of a checkpoint with the base model's small files: what export needs beside the weights."""
 TRAVEL_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 """Files that make a folder of weights a usable model: config, generation config, tokenizer, chat template. No code."""
 TRAVEL_NAMES = ("LICENSE", "NOTICE", "USE_POLICY")

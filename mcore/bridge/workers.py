@@ -11,10 +11,13 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import TypeVar, cast
+
+import torch
 
 from mcore.bridge.plan import Step
 from mcore.errors import ConversionError, PipelineError, Problem
@@ -64,7 +67,8 @@ def do_all(tasks: Sequence[Task[Result]], advance: Advance) -> list[Result]:
         ConversionError: A process failed in another way, or was killed.
     """
     if len(tasks) == 1:
-        return [tasks[0](advance)]
+        with _one_thread():
+            return [tasks[0](advance)]
     context = multiprocessing.get_context("fork")
     processes = []
     running: dict[Connection, int] = {}
@@ -105,11 +109,9 @@ def _do(task: Task[Result], sender: Connection, parent: int) -> None:
     if os.getppid() != parent:
         os._exit(1)  # it ended before the line above
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all of us, and the parent stops the others
-    import torch  # it is loaded already; the others of this module's users need not have it
-
-    torch.set_num_threads(1)  # one core a worker; and a forked process has lost the threads of the pool
     try:
-        result = task(lambda count=1, note="": sender.send(("advance", count)))
+        with _one_thread():
+            result = task(lambda count=1, note="": sender.send(("advance", count)))
     except PipelineError as error:
         sender.send(("error", error))
     except BaseException as exc:
@@ -117,6 +119,19 @@ def _do(task: Task[Result], sender: Connection, parent: int) -> None:
         sender.send(("error", ConversionError(f"a worker failed: {type(exc).__name__}: {exc}")))
     else:
         sender.send(("result", result))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One core a worker. A look at a small block is over before a second thread has woken up, and a forked process
+    has lost the pool's threads, for which it would wait.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _lost(number: int, exitcode: int | None) -> ConversionError:

@@ -11,10 +11,9 @@ import torch
 
 from mcore.backend.layout import Layout
 from mcore.backend.parallel import parallel_processes
-from mcore.bridge.convert import HF_FOLDER
 from mcore.bridge.families import dims_of, family_of_config
 from mcore.bridge.further_tokens import config_of_files
-from mcore.bridge.hf_config import max_served_tokens, read_hf_config
+from mcore.bridge.hf_config import HF_FOLDER, max_served_tokens, read_hf_config
 from mcore.bridge.hf_headers import read_headers
 from mcore.folders import refuse_existing, whole_folder
 from mcore.progress import say

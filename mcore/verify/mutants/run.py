@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from mcore.backend.layout import Layout
 from mcore.backend.parallel import parallel_processes
-from mcore.bridge.convert import HF_FOLDER, convert
+from mcore.bridge.convert import convert
 from mcore.bridge.families import dims_of, family_of_config
-from mcore.bridge.hf_config import CONFIG_FILE, read_hf_config
+from mcore.bridge.hf_config import CONFIG_FILE, HF_FOLDER, read_hf_config
 from mcore.bridge.hf_headers import SINGLE_FILE
 from mcore.bridge.rules import Family
 from mcore.progress import progress
