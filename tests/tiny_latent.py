@@ -47,6 +47,8 @@ YARN = {
     "beta_slow": 0.25,
     "original_max_position_embeddings": 16,
 }
+POWERS_OF_TWO = {"qk_nope_head_dim": 16, "qk_rope_head_dim": 4, "v_head_dim": 8}
+"""Sizes that the fused rotary kernel on a GPU can have."""
 V3 = {**LATENT, "num_mtp_layers": 0}
 GLM: Mapping[str, Any] = {**EXPERTS, "num_mtp_layers": 0, "head_dim": 12}
 MOONLIGHT: Mapping[str, Any] = {
@@ -64,7 +66,13 @@ LATENT_MODELS: Mapping[str, tuple[type[PreTrainedModel], type[Any], Mapping[str,
     "deepseek_v3_groups": (
         DeepseekV3ForCausalLM,
         DeepseekV3Config,
-        {**V3, "topk_group": 3, "norm_topk_prob": False, "rope_parameters": {**YARN, "mscale_all_dim": 0.0}},
+        {
+            **V3,
+            **POWERS_OF_TWO,
+            "topk_group": 3,
+            "norm_topk_prob": False,
+            "rope_parameters": {**YARN, "mscale_all_dim": 0.0},
+        },
     ),
     "moonlight": (DeepseekV3ForCausalLM, DeepseekV3Config, MOONLIGHT),
     "deepseek_v3_all_moe": (DeepseekV3ForCausalLM, DeepseekV3Config, {**V3, "first_k_dense_replace": 0}),
@@ -73,7 +81,7 @@ LATENT_MODELS: Mapping[str, tuple[type[PreTrainedModel], type[Any], Mapping[str,
         DeepseekV2Config,
         {**LATENT, "topk_method": "group_limited_greedy", "rope_parameters": YARN},
     ),
-    "deepseek_v2_lite": (DeepseekV2ForCausalLM, DeepseekV2Config, {**LATENT, "q_lora_rank": None}),
+    "deepseek_v2_lite": (DeepseekV2ForCausalLM, DeepseekV2Config, {**LATENT, **POWERS_OF_TWO, "q_lora_rank": None}),
     "glm4_moe": (Glm4MoeForCausalLM, Glm4MoeConfig, {**GLM, "attention_bias": True, "use_qk_norm": True}),
     "glm4_moe_air": (
         Glm4MoeForCausalLM,

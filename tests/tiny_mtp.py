@@ -73,8 +73,8 @@ def reference_logits(main: PreTrainedModel, further: MtpModel, ids_BS: Tensor) -
     sequence there are tokens 0.
     """
     length = ids_BS.shape[1]
-    positions_BS = torch.arange(length).expand(len(ids_BS), -1)
-    mask = torch.full((length, length), -torch.inf).triu(1)[None, None]
+    positions_BS = torch.arange(length, device=ids_BS.device).expand(len(ids_BS), -1)
+    mask = torch.full((length, length), -torch.inf, device=ids_BS.device).triu(1)[None, None]
     hidden_BSH = main.model(ids_BS).last_hidden_state
     rotary = main.model.rotary_emb(hidden_BSH, positions_BS)
     logits = []

@@ -125,6 +125,10 @@ def finish_latent_attention(model: torch.nn.Module, rope: ReferenceRope) -> None
     for attention in model.modules():
         if isinstance(attention, MLASelfAttention):
             attention.rotary_pos_emb = rotary
+            config = attention.config
+            # The fused kernel's blocks are as wide as parts of a head, and Triton's are powers of two.
+            fits = all(size & (size - 1) == 0 for size in (config.qk_head_dim, config.v_head_dim))
+            config.apply_rope_fusion = config.apply_rope_fusion and fits
             for name in ("q_layernorm", "kv_layernorm", "linear_q_up_proj", "linear_kv_up_proj"):
                 layer: Any = getattr(attention, name, None)
                 if hasattr(layer, "eps"):  # the norm, or Transformer Engine's layer that it is part of
