@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +15,9 @@ import torch.distributed as dist
 
 from mcore.backend.cpu import install_cpu_backend
 from mcore.backend.layout import Layout
-from mcore.errors import ConfigError
+from mcore.errors import ConfigError, PipelineError
+
+T = TypeVar("T")
 
 DEFAULT_TIMEOUT_S = 1800.0
 """Seconds that a collective may wait for the slowest process before it fails."""
@@ -74,6 +77,21 @@ def parallel_processes(
         yield device()
     finally:
         stop()
+
+
+def on_rank_0(work: Callable[[], T]) -> T:
+    """Run something on rank 0 alone; all ranks get what it returns, or raise what it raised."""
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = work()
+        except PipelineError as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: T = outcome[0]
+    return result
 
 
 def device() -> torch.device:

@@ -39,10 +39,17 @@ class Conversion:
     content: CheckpointContent
 
 
-def check(hf: Path, *, make_vocab_size_divisible_by: int = 128, family: Family | None = None) -> Conversion:
+def check(
+    hf: Path,
+    *,
+    make_vocab_size_divisible_by: int = 128,
+    family: Family | None = None,
+    content: CheckpointContent | None = None,
+) -> Conversion:
     """Compare config, headers and megatron's model. Reads no weights but those of a tied model's second copy.
 
-    Arguments as in `mcore.bridge.convert.convert`.
+    Arguments as in `mcore.bridge.convert.convert`; `content` is what megatron's model holds, where there is a model. If
+    None it is told from the config.
 
     Raises:
         InputError: As `convert`, with everything that is wrong with config, files, and what they say together.
@@ -66,7 +73,8 @@ def check(hf: Path, *, make_vocab_size_divisible_by: int = 128, family: Family |
     dims = findings.of(lambda: dims_of(config, make_vocab_size_divisible_by=make_vocab_size_divisible_by))
     if dims is None or (dims.num_layers > len(stored) and headers.problems):
         findings.raise_all()  # what the weights of so many layers should be is more than damaged files can tell
-    content = findings.of(lambda: _content(config, dims, num_stored=len(stored)))
+    if content is None:
+        content = findings.of(lambda: _content(config, dims, num_stored=len(stored)))
     shapes = {k: t.shape for k, t in content.tensors.items()} if content else mcore_shapes_of(family, dims)
     plan = findings.of(
         lambda: plan_convert(
