@@ -105,7 +105,7 @@ def _rewrite(
 ) -> dict[str, Tensor]:
     stored, meant = {}, {}
     for key, tensor in weights_of(folder).items():
-        if key.startswith("model.layers.") and key.endswith("_proj.weight"):
+        if "_proj" in key and key.endswith(".weight") and "eh_proj" not in key:
             rows, columns = tensor.shape
             size = (rows, columns) if block is None else (block[0], block[1] or columns)
             stored[key], scales, meant[key] = quantise_fp8(tensor.float(), size, scale_dtype)

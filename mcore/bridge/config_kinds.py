@@ -13,9 +13,9 @@ from mcore.errors import Problem
 # fmt: off
 INTEGERS = frozenset((
     "decoder_sparse_step", "first_k_dense_replace", "head_dim", "hidden_size", "intermediate_size", "kv_lora_rank",
-    "max_position_embeddings", "max_window_layers", "moe_intermediate_size", "n_group", "n_routed_experts",
-    "n_shared_experts", "num_attention_heads", "num_experts", "num_experts_per_tok", "num_hidden_layers",
-    "num_key_value_heads", "num_labels", "num_local_experts", "num_nextn_predict_layers",
+    "max_position_embeddings", "max_window_layers", "moe_intermediate_size", "moe_layer_freq", "n_group",
+    "n_routed_experts", "n_shared_experts", "num_attention_heads", "num_experts", "num_experts_per_tok",
+    "num_hidden_layers", "num_key_value_heads", "num_labels", "num_local_experts", "num_nextn_predict_layers",
     "original_max_position_embeddings", "pad_token_id", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim",
     "shared_expert_intermediate_size", "sliding_window", "sliding_window_pattern", "topk_group", "v_head_dim",
     "vocab_size",
@@ -27,8 +27,8 @@ NUMBERS = frozenset((
     "routed_scaling_factor", "swiglu_alpha", "swiglu_limit",
 ))
 SWITCHES = frozenset((
-    "attention_bias", "mlp_bias", "norm_topk_prob", "qkv_bias", "tie_word_embeddings", "truncate", "use_qk_norm",
-    "use_sliding_window",
+    "attention_bias", "mlp_bias", "norm_topk_prob", "qkv_bias", "rope_interleave", "tie_word_embeddings", "truncate",
+    "use_bidirectional_attention", "use_qk_norm", "use_sliding_window",
 ))
 WORDS = frozenset(("hidden_act", "hidden_activation", "model_type", "rope_type", "scoring_func", "topk_method"))
 LISTS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
