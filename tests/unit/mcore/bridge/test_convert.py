@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -96,6 +97,39 @@ def test_two_conversions_give_the_same_bytes(tmp_path):
     for relative, path in one.items():
         if relative.name != "metrics.json":  # holds seconds
             assert path.read_bytes() == (tmp_path / "other" / relative).read_bytes(), relative
+
+
+def files_of(folder):
+    files = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {name: content for name, content in files.items() if name.name != "metrics.json"}  # holds seconds
+
+
+@pytest.mark.parametrize("name", ["qwen2", "mixtral"])
+def test_workers_make_the_same_model(tmp_path, name):
+    write_hf_folder(tmp_path / "hf", name, dtype=torch.bfloat16)
+    weights = weights_of(tmp_path / "hf")
+    for workers in (1, 2, 3):
+        mcore, back = tmp_path / f"mcore{workers}", tmp_path / f"back{workers}"
+        convert(tmp_path / "hf", mcore, num_workers=workers)
+        shards = sorted(path.name for path in (mcore / "release").glob("*.distcp"))
+        assert shards == [f"__{number}_0.distcp" for number in range(workers)]
+        export(mcore, back, num_workers=workers, max_shard_size_gb=1e-4)
+        assert files_of(back) == files_of(tmp_path / "back1")
+        assert_same_weights(weights_of(back), weights)
+    convert(tmp_path / "hf", tmp_path / "again", num_workers=3)
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "mcore3")
+
+
+def test_a_worker_that_fails_publishes_nothing(tmp_path):
+    write_hf_folder(tmp_path / "hf", "llama")
+    weights = weights_of(tmp_path / "hf")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):  # the first step's and the last one's
+        weights[name][3, 4] = float("nan")
+    save_file(weights, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SourceError) as caught:
+        convert(tmp_path / "hf", tmp_path / "mcore", num_workers=2)
+    assert {"model.embed_tokens.weight", "lm_head.weight"} <= set(re.findall(r"[\w.]+weight", str(caught.value)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
 
 
 def test_a_tied_models_equal_head_is_left_out_and_a_different_one_refused(tmp_path, capfd):

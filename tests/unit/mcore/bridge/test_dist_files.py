@@ -8,6 +8,7 @@ import torch
 
 from mcore.bridge.dist_files import read_dist_tensors
 from mcore.bridge.dist_writer import DistWriter
+from mcore.bridge.spans import SpanReader
 from mcore.errors import CheckpointError
 from mcore.select import completeness_problems
 
@@ -60,6 +61,35 @@ def test_chunks_side_by_side_make_one_window(tmp_path):
     tensor = read_dist_tensors(tmp_path)["w"]
     assert tensor.row_windows() == [slice(0, 6)]
     assert torch.equal(tensor.read_rows((), slice(0, 6)), STACKED[0])
+
+
+def test_spans_are_the_rows_bytes(checkpoint):
+    tensors = read_dist_tensors(checkpoint)
+
+    def read(key, index, rows):
+        with SpanReader() as reader:
+            return b"".join(bytes(block) for block in reader.blocks(tensors[key].spans(index, rows)))
+
+    assert read("stacked", (0,), slice(1, 6)) == STACKED[0, 1:6].numpy().tobytes()
+    assert read("stacked", (1,), slice(3, 6)) == STACKED[1, 3:6].numpy().tobytes()  # of two chunks
+    assert read("stacked", (), slice(0, 1)) == STACKED[:1].numpy().tobytes()
+    assert read("plain", (), slice(2, 5)) == PLAIN[2:].view(torch.int16).numpy().tobytes()
+
+
+def test_there_are_no_spans_where_rows_do_not_lie_whole(tmp_path, checkpoint):
+    folder = tmp_path / "by_columns"
+    folder.mkdir()
+    writer = DistWriter(folder)
+    writer.write_chunk("columns", (6, 4), (0, 0), STACKED[0, :, :2].clone())
+    writer.write_chunk("columns", (6, 4), (0, 2), STACKED[0, :, 2:].clone())
+    writer.write_chunk("missing", (6, 4), (0, 0), STACKED[0, :3])
+    writer.finish({})
+    tensors = read_dist_tensors(folder)
+    assert tensors["columns"].spans((), slice(0, 6)) is None
+    assert tensors["missing"].spans((), slice(0, 6)) is None
+    assert tensors["missing"].spans((), slice(0, 3)) is not None
+    # All layers at once, of which one is in two chunks of some rows each.
+    assert read_dist_tensors(checkpoint)["stacked"].spans((), slice(0, 2)) is None
 
 
 def test_the_same_calls_give_the_same_bytes(tmp_path):
