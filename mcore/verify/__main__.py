@@ -41,8 +41,7 @@ def verify(
     Exit status 3 if they differ; the report is written all the same.
     """
     refuse_missing(hf=hf, mcore=mcore)
-    from mcore.verify.page import REPORT_MD  # torch and megatron: seconds that --help need not wait for
-    from mcore.verify.verify import verify as run
+    from mcore.verify.verify import verify as run  # torch and megatron: seconds that --help need not wait for
 
     report = run(
         hf,
@@ -57,7 +56,6 @@ def verify(
         against_peers=against_peers,
         overwrite=overwrite,
     )
-    typer.echo(output / REPORT_MD)
     report.raise_if_failed()
 
 

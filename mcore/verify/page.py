@@ -64,8 +64,8 @@ def _structural_lines(result: StructuralResult) -> list[str]:
     ]
     if result.dequantised:
         lines.append(
-            f"{len(result.dequantised)} Hugging Face tensors are quantised: transformers' own functions dequantised them "
-            "to bfloat16, and the checkpoint holds just these bits."
+            f"{len(result.dequantised)} Hugging Face tensors are quantised: transformers' own functions dequantised "
+            "them to bfloat16, and the checkpoint holds just these bits."
         )
     if result.ignored_hf:
         lines.append(f"Left out by the family's table: {', '.join(f'`{name}`' for name in result.ignored_hf)}.")
@@ -116,7 +116,8 @@ def _noise_lines(result: NoiseResult) -> list[str]:
     return [
         f"## Logits in {result.dtype} (T2): {'as near' if result.passed else 'NOT AS NEAR'}",
         "",
-        f"Root mean square distance from the fp32 logits of transformers, in their standard deviations: "
+        "Root mean square distance of a position from the fp32 logits of transformers, in their standard deviations, "
+        f"lower quartile over positions: "
         f"{result.summary}, {result.seconds:.1f} s.",
     ]
 

@@ -162,7 +162,8 @@ class NoiseResult(ReportModel):
 
     dtype: str
     hf_noise: float
-    """Of transformers: root mean square of the difference, over the standard deviation of the fp32 logits."""
+    """Of transformers: root mean square of the difference at a position, over the standard deviation of the fp32
+    logits; the lower quartile over positions."""
     mcore_noise: float
     """Of megatron-core, measured alike."""
     max_noise_ratio: float
