@@ -83,6 +83,12 @@ def test_each_layer_type_has_its_own_table() -> None:
     assert not torch.equal(*(table.inverse_frequencies for table in rope.tables(40)))
 
 
+def test_a_layer_type_that_no_layer_has_is_left_out() -> None:
+    config = Gemma3TextConfig(**{**GEMMA3, "layer_types": [GLOBAL] * 4}).to_dict()
+    assert set(config["rope_parameters"]) == {LOCAL, GLOBAL}
+    assert ReferenceRope(config).layer_types == (GLOBAL,)
+
+
 @pytest.mark.parametrize("kind", OLD_STYLE)
 def test_configs_of_older_transformers_mean_the_same(kind: str) -> None:
     scaling, rope = OLD_STYLE[kind]
