@@ -1,7 +1,8 @@
 """`mcore-flows`: a whole run, what it would do, and what it left; single stages are in `flows/cli_stages.py`.
 
-Exit status: 0 done, 1 a stage failed, 2 the input is wrong and nothing was started, 3 a gate said no, 75 training
-saved and left because it was asked to. Prefect is imported by `run` alone, so that everything else starts at once.
+Exit status: 0 done, 1 a stage failed, 2 the input is wrong and nothing was started, 3 a gate said no, 75 it was asked
+to stop and goes on with the same command, 130 interrupted before there was anything to go on with. Prefect is imported
+by `run` alone, so that everything else starts at once.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from tasks.report import REPORT
 app = typer.Typer(
     name="mcore-flows",
     help="Take a Hugging Face checkpoint through Megatron-core and back, with every step proven.",
-    epilog="Exit status: 0 done, 1 a stage failed, 2 the input is wrong, 3 a gate said no.",
+    epilog="Exit status: 0 done, 1 a stage failed, 2 the input is wrong, 3 a gate said no, 75 asked to stop (the same "
+    "command goes on).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

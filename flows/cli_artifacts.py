@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +29,7 @@ def list_artifacts(
     kind: Annotated[str | None, typer.Option(help="Only artifacts of this kind.")] = None, store: StoreFolder = STORE
 ) -> None:
     """List all artifacts, oldest first."""
-    found = sorted((m for m in Store(store).manifests() if kind in (None, m.kind)), key=lambda m: m.created)
+    found = [manifest for manifest in _by_time(Store(store).manifests()) if kind in (None, manifest.kind)]
     table = plain_table("artifact", "made (UTC)", "took", "files", "size", "from", right=("took", "files", "size"))
     for manifest in found:
         table.add_row(
@@ -41,7 +43,7 @@ def list_artifacts(
             ),
         )
     show_table(table)
-    typer.echo(f"{len(found)} artifacts, {_size(sum(map(_num_bytes, found)))}")
+    typer.echo(f"{_counted(len(found))}, {_size(sum(map(_num_bytes, found)))}")
 
 
 @artifacts.command()
@@ -76,7 +78,22 @@ def verify(names: Names = None, store: StoreFolder = STORE) -> None:
         opened.digests.save()
     if problems:
         raise ArtifactError("artifacts are damaged; a run that needs them makes them again", problems)
-    typer.echo(f"{len(chosen)} artifacts are whole, {_size(num_bytes)} read")
+    typer.echo(f"{_counted(len(chosen))} {'is' if len(chosen) == 1 else 'are'} whole, {_size(num_bytes)} read")
+
+
+def _by_time(manifests: Iterable[Manifest]) -> list[Manifest]:
+    """Oldest first; of several of one moment, what went into others before these."""
+    by_name = {f"{manifest.kind}/{manifest.key}": manifest for manifest in manifests}
+
+    @cache
+    def depth(name: str) -> int:
+        return 1 + max(map(depth, by_name[name].inputs.values()), default=0) if name in by_name else 0
+
+    return sorted(by_name.values(), key=lambda m: (m.created, depth(f"{m.kind}/{m.key}")))
+
+
+def _counted(number: int) -> str:
+    return f"{number} artifact{'s' * (number != 1)}"
 
 
 def _present(store: Store) -> list[tuple[str, str]]:

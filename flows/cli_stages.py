@@ -23,6 +23,7 @@ from mcore.child import ERROR_FILE_VARIABLE
 from mcore.errors import EXIT_OK, ConfigError, Problem, SourceError
 from mcore.folders import missing, refuse_existing
 from mcore.progress import say
+from mcore.select import iterations_in
 from mcore.sources.resolve import HUB_SOURCE, ResolvedSource, resolve
 from tasks.graph import MODEL_FILES
 from tasks.model_folder import collected
@@ -97,6 +98,7 @@ def export(
     overwrite: Overwrite = False,
 ) -> None:
     """megatron-core to Hugging Face: sharded safetensors with config, tokenizer and chat template."""
+    _check_iteration(checkpoint, iteration)
     become(
         _command(
             "mcore.bridge", "export", "--checkpoint", checkpoint, "--output", output, *_iteration(iteration),
@@ -131,6 +133,7 @@ def verify(
     overwrite: Overwrite = False,
 ) -> None:
     """Prove that two folders are the same model: bits on disk, then logits. Status 3 if they are not."""
+    _check_iteration(mcore, iteration)
     with _kept_or_temporary(output, overwrite=overwrite) as folder:
         status = run_in_terminal(
             _command(
@@ -143,7 +146,9 @@ def verify(
         )  # fmt: skip
         page = folder / "report.md"
         if page.exists():
-            _show_page(page.read_text(), output and output / page.name)
+            text = page.read_text()
+            # Dozens of rows that matter where something is off; the file has them in any case.
+            _show_page(text if status else text.partition("\n## Parts\n")[0], output and output / page.name)
     raise typer.Exit(status)
 
 
@@ -151,7 +156,12 @@ def verify(
 def train(
     run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run; its data, train and launch count.")],
     base: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Checkpoint to start from; made of the run's model if not given.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Checkpoint to start from; made of the run's model if not given. A Hugging Face folder with "
+            "train.load_safetensors.",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -163,10 +173,13 @@ def train(
 ) -> None:
     """Train on megatron-core with as many processes as launch.nproc_per_node says; the same command goes on again.
 
-    Without --base the run's model is converted to OUTPUT-base first, unless it was before.
+    Without --base the run's model is converted to OUTPUT-base first, unless it was before; with train.load_safetensors
+    it is taken as it is.
     """
     run = check_training_file(run_file, overrides or [], needs_model=base is None)
     output = output or Path("output") / run.name
+    if base is None and run.train.load_safetensors:
+        base = _local_model(run.model.source)
     if base is None:
         base = output.with_name(f"{output.name}-base")
         _make_base(base, run.model.source, run.convert.make_vocab_size_divisible_by)
@@ -292,6 +305,20 @@ def _check_model_and_suite(source: str, suite: Path) -> None:
     collected(problems, lambda: resolve(source))
     if problems:
         raise ConfigError("what the command works on is not there", problems)
+
+
+def _check_iteration(checkpoint: Path, iteration: int | None) -> None:
+    """A folder of iterations must hold the one that is asked for; a folder that is something else the stage looks at.
+
+    Raises:
+        ConfigError: It is not there.
+    """
+    there = iterations_in(checkpoint) if checkpoint.is_dir() else []
+    if there and iteration is not None and iteration not in there:
+        expected = f"one of {', '.join(map(str, there))}"
+        raise ConfigError(
+            "there is no such iteration", [Problem(f"--iteration of {checkpoint}", expected, str(iteration))]
+        )
 
 
 def _check_fetched(folder: Path, resolved: ResolvedSource) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
-import typer
 from rich.console import Console
 
 from configs.schema.run import RunConfig
 from mcore.artifacts import Store
+from mcore.errors import ConfigError, Problem
 from mcore.evaluate.compare import read_comparison
 from mcore.evaluate.report import side_by_side
 from mcore.progress import say
@@ -23,6 +26,7 @@ CASES_SHOWN = 6
 RESULT = re.compile("[{╭│├╰]")
 """How lines begin that a command prints as its result, JSON or a table: these are shown in the end, not on the way."""
 ERROR = re.compile(r"\w+Error: ")
+SERVER_TIMEOUT_S = 10.0
 CHECKOUT = Path(__file__).parents[1]
 
 
@@ -30,12 +34,18 @@ def run_in_console(run: RunConfig) -> None:
     """Run the pipeline and print what comes of it.
 
     Raises:
+        ConfigError: There is no Prefect server where one should be.
         PipelineError: What ended the run.
     """
     # Prefect's own console shows every error three times with its traceback; our lines are shown by the handler below.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    if "PREFECT_API_URL" not in os.environ:
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().api.url  # from the environment or a profile
+    if url is None:
         say("starting Prefect's own server")
+    else:
+        check_server(url)
     from flows.pipeline import pipeline
 
     start = time.time()
@@ -56,9 +66,30 @@ def run_in_console(run: RunConfig) -> None:
     for outcome in result.outcomes:
         if outcome.name == "compare":
             comparison = read_comparison(Path(outcome.artifact.path))
-            Console().print(side_by_side(comparison, cases_per_group=CASES_SHOWN))
-    typer.echo(f"model:  {result.model}")
-    typer.echo(f"report: {page}")
+            console = Console()
+            with console.capture() as table:
+                console.print(side_by_side(comparison, cases_per_group=CASES_SHOWN))
+            say(table.get().rstrip("\n"), sys.stdout)
+    say(f"model:  {result.model}\nreport: {page}", sys.stdout)
+
+
+def check_server(url: str) -> None:
+    """See whether a Prefect server answers; what it says does not matter.
+
+    Args:
+        url: Its API, `http://127.0.0.1:4200/api`.
+
+    Raises:
+        ConfigError: Nobody answers.
+    """
+    try:
+        urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=SERVER_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return  # a server that wants a key, say; Prefect itself will tell
+    except (OSError, ValueError) as exc:
+        reason = str(getattr(exc, "reason", exc))
+        fix = "Start it (prefect server start), or unset PREFECT_API_URL: the run then brings its own."
+        raise ConfigError("no Prefect server", [Problem(url, "a server that answers", reason, fix)]) from exc
 
 
 class StageLines(logging.Handler):

@@ -303,7 +303,7 @@ class Store:
             ingredients=dict(ingredients),
             metrics=dict(metrics),
             versions=dict(versions),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            created=datetime.now(UTC).isoformat(timespec="microseconds"),
             duration_s=round(duration_s, 3),
         )
         fsync_folder(partial)  # the data is on disk before the manifest that vouches for it

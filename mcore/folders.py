@@ -76,11 +76,7 @@ def refuse_existing(output: Path, *, overwrite: bool) -> None:
 
 def missing(**paths: Path) -> list[Problem]:
     """A problem for each path, given by its option's name, that is not there."""
-    return [
-        Problem(f"--{name}", "what is to be worked on", f"nothing at {path}")
-        for name, path in paths.items()
-        if not path.exists()
-    ]
+    return [Problem(f"--{name}: no such file or folder: {path}") for name, path in paths.items() if not path.exists()]
 
 
 def refuse_missing(**paths: Path) -> None:

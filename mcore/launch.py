@@ -64,7 +64,8 @@ def run(
 ) -> None:
     """Run a command to its end.
 
-    If anything is raised meanwhile (a cancel, Ctrl-C, an error of a callback), the command's tree is ended first.
+    If anything is raised meanwhile (a cancel, Ctrl-C, an error of a callback), the command's tree is ended first. After
+    Ctrl-C that is waited for as long as it may take; a second one leaves it to the supervisor.
 
     Args:
         argv: The command.
@@ -105,6 +106,10 @@ def run(
         )  # fmt: skip
     try:
         in_time = _watch(process, timeout_s, sampler, on_tick)
+    except KeyboardInterrupt:  # somebody waits and sees what is being saved; if Ctrl-C comes again, nobody
+        process.terminate()
+        _watch(process, grace_s + supervise.LEFTOVER_GRACE_S + supervise.KILL_WAIT_S, sampler, on_tick)
+        raise
     except BaseException:
         _end(process, LEAVE_S)
         raise

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -32,10 +34,18 @@ class Advance(Protocol):
         """Report `count` more units done, and what is worth showing beside them, such as `loss 1.23`."""
 
 
-def say(text: str) -> None:
-    """Write one line to standard error at once: what a stage tells while it works."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+def say(text: str, file: TextIO | None = None) -> None:
+    """Write one line at once, to standard error if no file is given: what a stage tells while it works.
+
+    Who reads it may go away, as `| head` does, or a terminal. That fails no work: what else comes goes nowhere.
+    """
+    file = file or sys.stderr
+    try:
+        file.write(f"{text}\n")
+        file.flush()
+    except OSError:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), file.fileno())
 
 
 @contextmanager
@@ -56,13 +66,13 @@ def progress(what: str, total: int, unit: str = "", done: int = 0) -> Iterator[A
         of_bytes = (DownloadColumn(), TransferSpeedColumn())
         count = of_bytes if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit))
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             *count,
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(what, total=total, completed=done, note="")

@@ -10,5 +10,6 @@ def fetch(job: Job) -> None:
     """Base model from its source, as a Hugging Face folder."""
     planned = job.ingredients["source"]
     job.python(
-        "mcore.sources", "fetch", job.run.model.source, "--expect", planned, "--output", job.output, "--overwrite"
-    )
+        "mcore.sources", "fetch", job.run.model.source, "--expect", planned, "--output", job.output, "--overwrite",
+        env={"TQDM_DISABLE": "1"},  # bars draw over themselves, which a log does not show
+    )  # fmt: skip

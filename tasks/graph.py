@@ -22,6 +22,9 @@ from mcore.data.sampling import parse_spec
 if TYPE_CHECKING:
     from mcore.sources.resolve import ResolvedSource
 
+LINK = "model"
+"""Name of the link in a run's folder to the model that it published."""
+
 LOCAL = "local"
 """Kind of an input that is no artifact: a model folder of the user's own. Its key is the digest of its files."""
 
@@ -71,7 +74,8 @@ STAGES = (
     Stage("fetch",          "fetch",    {}),
     Stage("convert",        "convert",  {"hf": "fetch"}, ("convert.make_vocab_size_divisible_by",)),
     Stage("verify_convert", "verify",   {"hf": "fetch", "mcore": "convert"}, ("verify",)),
-    Stage("train",          "train",    {"base": "convert"}, ("data", "train", "launch.nproc_per_node"),
+    Stage("train",          "train",    {"base": "convert"},
+          ("data", "train", "launch.nproc_per_node", "convert.make_vocab_size_divisible_by"),
           proofs={"proof": "verify_convert"}),
     Stage("select",         "select",   {"trained": "train"}, ("select",)),
     Stage("export",         "export",   {"trained": "train", "selection": "select"},
@@ -130,7 +134,7 @@ def stages(run: RunConfig, source: ResolvedSource, store: Store) -> tuple[StageP
         evaluates = stage.kind in {"evaluate", "compare"}
         if stage.name in made or (evaluates and run.evaluate is None):
             continue
-        inputs = {role: made[name] for role, name in stage.inputs.items()}
+        inputs = {role: made[name] for role, name in inputs_of(stage, run).items()}
         ingredients: dict[str, Any] = {"stage": stage.kind, "version": stage.version, "inputs": inputs}
         if stage.name == "fetch":
             ingredients["source"] = source.identity
@@ -140,6 +144,16 @@ def stages(run: RunConfig, source: ResolvedSource, store: Store) -> tuple[StageP
         made[stage.name] = plan.artifact
         plans.append(plan)
     return tuple(plans)
+
+
+def inputs_of(stage: Stage, run: RunConfig) -> Mapping[str, str]:
+    """Role of each of a stage's inputs in a run, and the stage that it comes from.
+
+    With `train.load_safetensors` training starts from the Hugging Face folder. The conversion is made all the same: the
+    proof of it is what vouches for the table that weights are loaded by.
+    """
+    starts_from_hf = stage.name == "train" and run.train.load_safetensors
+    return {"base": "fetch"} if starts_from_hf else stage.inputs
 
 
 def fields_read(stage: Stage) -> tuple[str, ...]:

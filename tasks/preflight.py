@@ -1,7 +1,8 @@
 """All that is wrong with a run, found at once before anything is started, and without writing anything.
 
-Each group of the run is checked on its own, so that a mistake in one does not hide those in the others; what depends on
-a group that is wrong is left out. No torch here: the checks take a second or two.
+Each group of the run is checked on its own, so that a mistake in one does not hide those in the others. Of a group that
+is wrong, the files it names and the layout are still looked at; what else depends on it is left out. No torch here: the
+checks take a second or two.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from configs.schema.base import StrictModel
 from configs.schema.convert import ConvertConfig
@@ -27,12 +28,13 @@ from configs.schema.model import ModelConfig
 from configs.schema.placeholders import FIELD_OF, placeholder_values
 from configs.schema.run import RunConfig, layout_problems
 from configs.schema.select import SelectConfig
-from configs.schema.suite import load_suite
+from configs.schema.suite import Suite, load_suite
 from configs.schema.train import TrainConfig
 from mcore.artifacts import Store
 from mcore.backend.layout import Layout
 from mcore.bridge.hf_config import read_hf_config
-from mcore.data.rows import Method, load_files, load_rows
+from mcore.data.rows import Method, load_files, load_rows, read_file
+from mcore.data.sampling import DatasetSpec, parse_spec
 from mcore.errors import ConfigError, InputError, Problem
 from mcore.sources.resolve import ResolvedSource, resolve
 from tasks.graph import StagePlan, stages
@@ -133,7 +135,10 @@ def check_run(raw: Mapping[str, Any] | RunConfig, *, ask_source: bool = True) ->
 
 @dataclass(frozen=True, slots=True)
 class _Groups:
-    """The groups of a run, each None if it is wrong (`evaluate` also if the run has none)."""
+    """The groups of a run, each None if it is wrong (`evaluate` also if the run has none).
+
+    `layout` is what is right of the layout, also if something else in `train` is wrong.
+    """
 
     run: RunConfig | None
     model: ModelConfig | None
@@ -143,6 +148,7 @@ class _Groups:
     select: SelectConfig | None
     evaluate: EvaluateConfig | None
     launch: LaunchConfig | None
+    layout: Layout
     method: Method
 
 
@@ -157,9 +163,9 @@ def _groups(raw: Mapping[str, Any] | RunConfig) -> tuple[_Groups, list[Problem]]
             problems = _as_problems(validation_problems(exc, RunConfig))
             groups = _single_groups(cast(Mapping[str, Any], raw))
             compared = any(finding["loc"] == () for finding in exc.errors())
-            if groups.train and groups.launch and not compared:  # pydantic leaves this out if any group is wrong
-                problems += [Problem(text) for text in layout_problems(groups.train, groups.launch)]
-            return groups, problems
+            if not compared:  # pydantic leaves this out if any group is wrong
+                problems += _layout_problems(cast(Mapping[str, Any], raw), groups)
+            return groups, problems + _file_problems(cast(Mapping[str, Any], raw), groups)
     return (
         _Groups(
             run=run,
@@ -170,6 +176,7 @@ def _groups(raw: Mapping[str, Any] | RunConfig) -> tuple[_Groups, list[Problem]]
             select=run.select,
             evaluate=run.evaluate,
             launch=run.launch,
+            layout=_layout({}, run.train),
             method=run.train.method,
         ),
         problems,
@@ -181,15 +188,17 @@ def _single_groups(raw: Mapping[str, Any]) -> _Groups:
     given = raw.get("train")
     # Rows can be checked even if something else in `train` is wrong.
     method: Method = "pt" if isinstance(given, Mapping) and given.get("method") == "pt" else "sft"
+    source = _value(raw, "model", ModelConfig, "source")
     return _Groups(
         run=None,
-        model=_group(raw, "model", ModelConfig),
+        model=None if source is None else ModelConfig(source=source),
         convert=_group(raw, "convert", ConvertConfig),
         data=_group(raw, "data", DataConfig),
         train=train,
         select=_group(raw, "select", SelectConfig),
         evaluate=_group(raw, "evaluate", EvaluateConfig) if raw.get("evaluate") is not None else None,
         launch=_group(raw, "launch", LaunchConfig),
+        layout=_layout(raw, train),
         method=method,
     )
 
@@ -199,6 +208,61 @@ def _group(raw: Mapping[str, Any], name: str, model: type[G]) -> G | None:
         return model.model_validate(raw.get(name, {}))
     except ValidationError:
         return None  # said once, with the whole run
+
+
+def _value(raw: Mapping[str, Any], name: str, model: type[StrictModel], field: str) -> Any:
+    """A field of a group that is given and right by itself, whatever else is wrong with the group; else None."""
+    group = raw.get(name)
+    if not isinstance(group, Mapping) or field not in group:
+        return None
+    described = model.model_fields[field]
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(Annotated[described.annotation, described])  # type: ignore[arg-type]
+        return adapter.validate_python(group[field])
+    except ValidationError:
+        return None
+
+
+def _layout(raw: Mapping[str, Any], train: TrainConfig | None) -> Layout:
+    """The layout as far as it is known; what is not known is 1, which fits everything."""
+    if train is not None:
+        tp, pp = train.tensor_model_parallel_size, train.pipeline_model_parallel_size
+        return Layout(
+            tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, sequence_parallel=train.sequence_parallel
+        )
+    return Layout(
+        tensor_model_parallel_size=_value(raw, "train", TrainConfig, "tensor_model_parallel_size") or 1,
+        pipeline_model_parallel_size=_value(raw, "train", TrainConfig, "pipeline_model_parallel_size") or 1,
+    )
+
+
+def _layout_problems(raw: Mapping[str, Any], groups: _Groups) -> list[Problem]:
+    train, launch = groups.train, groups.launch
+    nproc = launch.nproc_per_node if launch else _value(raw, "launch", LaunchConfig, "nproc_per_node")
+    if nproc is None:
+        return []
+    micro, total = (
+        getattr(train, field) if train else _value(raw, "train", TrainConfig, field)
+        for field in ("micro_batch_size", "global_batch_size")
+    )
+    return [Problem(text) for text in layout_problems(nproc, groups.layout.model_parallel_size, micro, total)]
+
+
+def _file_problems(raw: Mapping[str, Any], groups: _Groups) -> list[Problem]:
+    """Findings about the files that wrong groups name; those of groups that are right are looked at with these."""
+    specs: list[str] = []
+    problems: list[Problem] = []
+    if groups.data is None:
+        for field in ("dataset", "val_dataset"):
+            specs += _value(raw, "data", DataConfig, field) or ()
+    if groups.evaluate is None:
+        specs += _value(raw, "evaluate", EvaluateConfig, "perplexity_dataset") or ()
+        suite = _value(raw, "evaluate", EvaluateConfig, "suite")
+        if suite is not None:
+            problems += _suite(suite)[1]
+    for spec in map(parse_spec, specs):
+        problems += read_file(spec.path, groups.method)[1] if isinstance(spec, DatasetSpec) else []
+    return problems
 
 
 def _as_problems(findings: Iterable[tuple[str, str]]) -> list[Problem]:
@@ -228,13 +292,7 @@ def _model_problems(
 ) -> list[Problem]:
     """Findings about a model and what the run wants to do with it; by its config alone if it is not there yet."""
     problems: list[Problem] = []
-    divisor, layout = (groups.convert or ConvertConfig()).make_vocab_size_divisible_by, None
-    if groups.train is not None:
-        layout = Layout(
-            tensor_model_parallel_size=groups.train.tensor_model_parallel_size,
-            pipeline_model_parallel_size=groups.train.pipeline_model_parallel_size,
-            sequence_parallel=groups.train.sequence_parallel,
-        )
+    divisor, layout = (groups.convert or ConvertConfig()).make_vocab_size_divisible_by, groups.layout
     folder = source.path or fetched
     if folder is not None:
         needs_chat = groups.method == "sft"
@@ -269,28 +327,28 @@ def _data_problems(data: DataConfig, groups: _Groups) -> list[Problem]:
 
 
 def _evaluate_problems(evaluate: EvaluateConfig, groups: _Groups) -> list[Problem]:
-    problems: list[Problem] = []
-    try:
-        suite = load_suite(Path(evaluate.suite))
-    except RunFileError as exc:
+    suite, problems = _suite(evaluate.suite)
+    if suite is not None and groups.data is not None:
+        values = placeholder_values(groups.data.model_name, groups.data.model_author)
         problems += [
-            Problem(f"evaluate.suite: {place if place == evaluate.suite else f'{evaluate.suite}: {place}'}: {what}")
-            for place, what in exc.problems
+            Problem(f"evaluate.suite: {evaluate.suite} holds {{{{{name}}}}}", f"{FIELD_OF[name]} to be set", "nothing")
+            for name in sorted(suite.placeholders() - values.keys())
         ]
-    else:
-        if groups.data is not None:
-            values = placeholder_values(groups.data.model_name, groups.data.model_author)
-            problems += [
-                Problem(
-                    f"evaluate.suite: {evaluate.suite} holds {{{{{name}}}}}", f"{FIELD_OF[name]} to be set", "nothing"
-                )
-                for name in sorted(suite.placeholders() - values.keys())
-            ]
     data = groups.data
     if data is not None:
         what = "evaluate.perplexity_dataset"
         collected(problems, lambda: load_files(evaluate.perplexity_dataset, data, groups.method, what))
     return problems + _interpreter_problems(evaluate.python)
+
+
+def _suite(path: str) -> tuple[Suite | None, list[Problem]]:
+    try:
+        return load_suite(Path(path)), []
+    except RunFileError as exc:
+        return None, [
+            Problem(f"evaluate.suite: {place if place == path else f'{path}: {place}'}: {what}")
+            for place, what in exc.problems
+        ]
 
 
 def _interpreter_problems(python: str) -> list[Problem]:

@@ -8,9 +8,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from mcore.artifacts import ArtifactRef, publish_link
+from tasks.graph import LINK
 from tasks.stage import PlannedRun
-
-LINK = "model"
 
 
 @task(name="publish", cache_policy=NO_CACHE, persist_result=False)

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcore.artifacts import ArtifactRef, Manifest
-from mcore.errors import PipelineError
+from mcore.errors import CheckpointError, PipelineError, StoppedError
 from mcore.folders import write_durably
 from mcore.metrics import FILE_NAME as METRICS_FILE
 from mcore.metrics import read_metrics
+from mcore.select import select_checkpoint
 from tasks.loss_curve import data_uri, loss_curve, loss_points
 
 if TYPE_CHECKING:
@@ -25,19 +26,49 @@ if TYPE_CHECKING:
 
 REPORT = "report.md"
 CURVE = "loss.svg"
+GO_ON = "Run the same command again to go on."
 FIGURES_SHOWN = 4
 """Figures of a stage in the table; its manifest has all."""
 
 
 @contextmanager
 def reported(planned: PlannedRun) -> Iterator[None]:
-    """Write the run's report when the block ends, however it ends; a failure is in it and goes on its way."""
+    """Write the run's report when the block ends, however it ends; a failure is in it and goes on its way.
+
+    Raises:
+        StoppedError: Ctrl-C came; says what is saved.
+    """
     try:
         yield
+    except KeyboardInterrupt as exc:
+        stopped = _stopped(planned)
+        _tell(planned, stopped)
+        raise stopped from exc
     except BaseException as exc:
         _tell(planned, exc)
         raise
     _tell(planned)
+
+
+def _stopped(planned: PlannedRun) -> StoppedError:
+    name = _unfinished(planned)
+    if name is None:
+        return StoppedError("stopped", [GO_ON])
+    saved = ""
+    if name == "train":
+        plan = planned.plans[name]
+        try:
+            iteration = select_checkpoint(planned.store.partial(plan.kind, plan.key)).iteration
+            saved = f": iteration {iteration} is saved"
+        except CheckpointError:
+            saved = " before anything was saved"
+    return StoppedError(f"stopped at {name}{saved}", [GO_ON])
+
+
+def _unfinished(planned: PlannedRun) -> str | None:
+    """The first stage that has no artifact yet."""
+    done = {outcome.name for outcome in planned.outcomes}
+    return next((name for name in planned.plans if name not in done), None)
 
 
 def _tell(planned: PlannedRun, error: BaseException | None = None) -> None:
@@ -102,8 +133,10 @@ def report_page(planned: PlannedRun, curve: str | None, error: BaseException | N
         error: What ended the run, if it failed.
     """
     done = {outcome.name: outcome for outcome in planned.outcomes}
-    failed = next((name for name in planned.plans if name not in done), None) if error is not None else None
-    state = "done" if error is None else f"failed at {failed}" if failed else "failed"
+    failed = _unfinished(planned) if error is not None else None
+    # A cancelled flow run ends with an exception that is no error.
+    ended = "stopped" if isinstance(error, StoppedError) or not isinstance(error, Exception) else "failed"
+    state = "done" if error is None else f"{ended} at {failed}" if failed else ended
     seconds = sum(outcome.seconds for outcome in planned.outcomes)
     lines = [
         f"# {planned.run.name}: {state}",
@@ -113,10 +146,17 @@ def report_page(planned: PlannedRun, curve: str | None, error: BaseException | N
         "",
     ]
     if error is not None:
-        lines += ["## What went wrong", "", "```", str(error) or type(error).__name__, "```", ""]
+        lines += [
+            f"## {'What went wrong' if ended == 'failed' else 'Stopped'}",
+            "",
+            "```",
+            str(error) or type(error).__name__,
+            "```",
+            "",
+        ]
         if failed is not None and not isinstance(error, PipelineError):
             lines += [f"Log: `{planned.stage_dir(failed)}`", ""]
-    lines += ["## Stages", "", *_stage_table(planned, done, failed), ""]
+    lines += ["## Stages", "", *_stage_table(planned, done, failed, ended), ""]
     lines += _training(planned, curve)
     lines += _page_of("compare", "comparison.md", planned, done)
     lines += _proofs(done)
@@ -127,17 +167,28 @@ def report_page(planned: PlannedRun, curve: str | None, error: BaseException | N
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _stage_table(planned: PlannedRun, done: Mapping[str, Outcome], failed: str | None) -> list[str]:
+def _stage_table(planned: PlannedRun, done: Mapping[str, Outcome], failed: str | None, ended: str) -> list[str]:
     lines = ["| stage | state | time | artifact | figures |", "| --- | --- | ---: | --- | --- |"]
     for name, plan in planned.plans.items():
         outcome = done.get(name)
-        state = "failed" if name == failed else "not reached"
+        state = ended if name == failed else "not reached"
         time, figures = "", ""
         if outcome is not None:
             state = "cached" if outcome.cached else "made"
-            time, figures = _duration(outcome.seconds), _figures(outcome.artifact.metrics)
+            time, figures = _time(planned, outcome), _figures(outcome.artifact.metrics)
         lines.append(f"| {name} | {state} | {time} | `{plan.kind}/{plan.key[:8]}` | {figures} |")
     return lines
+
+
+def _time(planned: PlannedRun, outcome: Outcome) -> str:
+    """How long a stage took: in this run, or when what it reused was made."""
+    if not outcome.cached:
+        return _duration(outcome.seconds)
+    try:
+        made = Manifest.read(planned.store.path(outcome.artifact.kind, outcome.artifact.key))
+    except (OSError, ValueError):
+        return ""  # deleted since
+    return f"made in {_duration(made.duration_s)}"
 
 
 def _figures(metrics: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
@@ -206,6 +206,8 @@ def _reuse_or_make(
         except GateError:
             _keep_report(job)
             raise
+        with suppress(OSError):  # a stage that needed no process left no log
+            stage_dir.rmdir()
         return store.commit(
             plan.kind,
             plan.key,

@@ -99,20 +99,25 @@ def validation_problems(error: ValidationError, model: type[BaseModel]) -> list[
         model: What was validated against; a key that it does not know is compared with those that it knows.
     """
     return [
-        (".".join(str(part) for part in finding["loc"]) or "run", _what_is_wrong(finding, model))
+        (".".join(str(part) for part in finding["loc"]) or "run", what)
         for finding in error.errors(include_url=False)
+        for what in _what_is_wrong(finding, model)
     ]
 
 
-def _what_is_wrong(finding: ErrorDetails, model: type[BaseModel]) -> str:
+def _what_is_wrong(finding: ErrorDetails, model: type[BaseModel]) -> list[str]:
+    if finding["type"] == "value_error":  # a validator of ours, with a line for each of its findings
+        return finding["msg"].removeprefix("Value error, ").split("\n")
+    return [_in_words(finding, model)]
+
+
+def _in_words(finding: ErrorDetails, model: type[BaseModel]) -> str:
     kind, message = finding["type"], finding["msg"]
     if kind == "missing":
         return "is missing"
     if kind == "extra_forbidden":
         alike = _similar_field(finding["loc"], model)
         return f"unknown key; did you mean {alike}?" if alike else "unknown key"
-    if kind == "value_error":
-        return message.removeprefix("Value error, ")
     if kind == "tuple_type":  # a list in YAML
         message = "input should be a list"
     return f"{message[0].lower()}{message[1:]}, found {finding['input']!r}"

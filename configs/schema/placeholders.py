@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 
 FIELD_OF = {"NAME": "data.model_name", "AUTHOR": "data.model_author"}
 """The field of a run that fills each placeholder."""
+OPTION_OF = {"NAME": "--model-name", "AUTHOR": "--model-author"}
+"""The option of `mcore-flows evaluate` that does."""
 
 _PLACEHOLDER = re.compile(r"\{\{\s*(NAME|AUTHOR)\s*\}\}")
 

@@ -20,7 +20,8 @@ from configs.schema.train import TrainConfig
 class RunConfig(StrictModel):
     """Everything that one run needs: a base model, data, and what to do with them."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")
+    # Digits first: Prefect's command line shows what its server says with rich, which takes `[a-z…]` for a style.
+    name: str = Field(pattern=r"^[0-9a-z][0-9a-z_.-]{0,63}$")
     """Name of the run: lowercase letters, digits, `_`, `.`, `-`. Its report and result live under it in the store."""
     model: ModelConfig
     """The base model."""
@@ -43,9 +44,14 @@ class RunConfig(StrictModel):
 
     @model_validator(mode="after")
     def _layout_divides(self) -> Self:
-        problems = layout_problems(self.train, self.launch)
+        problems = layout_problems(
+            self.launch.nproc_per_node,
+            self.train.model_parallel_size,
+            self.train.micro_batch_size,
+            self.train.global_batch_size,
+        )
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
     @property
@@ -54,25 +60,35 @@ class RunConfig(StrictModel):
         return self.launch.nproc_per_node // self.train.model_parallel_size
 
 
-def layout_problems(train: TrainConfig, launch: LaunchConfig) -> list[str]:
-    """What is wrong between the number of processes, the layout and the batch sizes."""
-    world_size, model_parallel_size = launch.nproc_per_node, train.model_parallel_size
-    if world_size % model_parallel_size:
-        problems = [
-            f"launch.nproc_per_node ({world_size}) must be a multiple of tensor_model_parallel_size x "
+def layout_problems(
+    nproc_per_node: int, model_parallel_size: int, micro_batch_size: int | None, global_batch_size: int | None
+) -> list[str]:
+    """What is wrong between the number of processes, the layout and the batch sizes.
+
+    Args:
+        nproc_per_node: Processes.
+        model_parallel_size: Those of them that one copy of the model takes.
+        micro_batch_size: Samples a process computes at once; None if that is not known.
+        global_batch_size: Samples a step; None if that is not known.
+    """
+    problems = []
+    data_parallel_size, rest = divmod(nproc_per_node, model_parallel_size)
+    if rest:
+        problems.append(
+            f"launch.nproc_per_node ({nproc_per_node}) must be a multiple of tensor_model_parallel_size x "
             f"pipeline_model_parallel_size ({model_parallel_size})"
-        ]
-        if train.global_batch_size % train.micro_batch_size:  # wrong with any number of processes
-            problems.append(
-                f"train.global_batch_size ({train.global_batch_size}) must be a multiple of micro_batch_size "
-                f"({train.micro_batch_size})"
-            )
+        )
+    if micro_batch_size is None or global_batch_size is None:
         return problems
-    data_parallel_size = world_size // model_parallel_size
-    samples = train.micro_batch_size * data_parallel_size
-    if train.global_batch_size % samples:
-        return [
-            f"train.global_batch_size ({train.global_batch_size}) must be a multiple of micro_batch_size x "
-            f"data parallel size ({train.micro_batch_size} x {data_parallel_size} = {samples})"
-        ]
-    return []
+    if rest:
+        if global_batch_size % micro_batch_size:  # wrong with any number of processes
+            problems.append(
+                f"train.global_batch_size ({global_batch_size}) must be a multiple of micro_batch_size "
+                f"({micro_batch_size})"
+            )
+    elif global_batch_size % (samples := micro_batch_size * data_parallel_size):
+        problems.append(
+            f"train.global_batch_size ({global_batch_size}) must be a multiple of micro_batch_size x "
+            f"data parallel size ({micro_batch_size} x {data_parallel_size} = {samples})"
+        )
+    return problems

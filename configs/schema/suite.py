@@ -68,7 +68,7 @@ class Case(StrictModel):
             except re.error as exc:
                 problems.append(f"regex {self.regex!r} is no regular expression: {exc}")
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
     def failures(self, answer: str) -> list[str]:

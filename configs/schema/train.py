@@ -99,7 +99,7 @@ class TrainConfig(StrictModel):
         if self.recompute_granularity != "full" and (self.recompute_method or self.recompute_num_layers):
             problems.append("recompute_method and recompute_num_layers belong to recompute_granularity: full")
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
     @property

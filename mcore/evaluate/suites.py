@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.schema.load import RunFileError
-from configs.schema.placeholders import FIELD_OF, fill_placeholders, placeholder_values, placeholders_in
+from configs.schema.placeholders import OPTION_OF, fill_placeholders, placeholder_values, placeholders_in
 from configs.schema.suite import Case, Suite, load_suite
 from mcore.data.template import RENDER_DATE
 from mcore.errors import ConfigError, Problem
@@ -63,7 +63,7 @@ def read_questions(
     missing = (suite.placeholders() | placeholders_in(system or "")) - values.keys()
     if missing:
         problems = [
-            Problem(f"{path} holds {{{{{name}}}}}", f"{FIELD_OF[name]} to be set", "nothing")
+            Problem(f"{path} holds {{{{{name}}}}}", f"{OPTION_OF[name]} to be given", "nothing")
             for name in sorted(missing)
         ]
         raise ConfigError("the suite can't be used", problems)

@@ -45,13 +45,16 @@ def test_the_line_by_hand(here):
     # The verdict is printed, and nothing is kept unless asked for.
     before = names(here)
     done = mcore_flows("verify", "--hf", "model", "--mcore", base, "--max-relative-error", "1e-12", cwd=here)
-    assert done.returncode == 3 and done.stdout.startswith("# Verification: FAILED")
+    assert done.returncode == 3 and done.stdout.startswith("# Verification: FAILED") and "## Parts" in done.stdout
     assert done.stderr.count("PrecisionError") == 1 and "Traceback" not in done.stderr
     assert names(here) == before
     done = mcore_flows("verify", "--hf", "model", "--mcore", base, "--output", "proof", cwd=here)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "proof/report.md"
+    assert "## Parts" not in done.stdout and "## Parts" in (here / "proof" / "report.md").read_text()
     assert json.loads((here / "proof" / "report.json").read_text())["passed"] is True
 
+    done = mcore_flows("export", "--checkpoint", "output/tiny", "--iteration", "7", "--output", "tuned", cwd=here)
+    assert done.returncode == 2 and "expected one of 1, 2, found 7" in done.stderr
     done = mcore_flows("export", "--checkpoint", "output/tiny", "--iteration", "1", "--output", "tuned", cwd=here)
     assert done.returncode == 0 and {"model.safetensors", "config.json", "chat_template.jinja"} <= names(here / "tuned")
 

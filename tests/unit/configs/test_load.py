@@ -1,10 +1,13 @@
 """Reading a run file: overrides, and every problem at once."""
 
+import re
 from pathlib import Path
 
 import pytest
+from rich.text import Text
 
 from configs.schema.load import RunFileError, load_run, read_run_file
+from configs.schema.run import RunConfig
 
 RUN = """
 name: test
@@ -110,7 +113,7 @@ def test_all_findings_come_at_once_with_suggestions(run_file: Path) -> None:
         "select.zzz=1",
     )
     assert found == {
-        "name": "string should match pattern '^[a-z0-9][a-z0-9_.-]{0,63}$', found 'Bad Name'",
+        "name": "string should match pattern '^[0-9a-z][0-9a-z_.-]{0,63}$', found 'Bad Name'",
         "modle": "unknown key; did you mean model?",
         "train.lrr": "unknown key; did you mean train.lr?",
         "train.max_length": "unknown key; did you mean data.max_length?",
@@ -120,3 +123,8 @@ def test_all_findings_come_at_once_with_suggestions(run_file: Path) -> None:
         "evaluate.suite": "is missing",
         "select.zzz": "unknown key",
     }
+
+
+def test_rich_shows_the_pattern_of_a_name_as_it_is() -> None:
+    pattern = RunConfig.model_json_schema()["properties"]["name"]["pattern"]
+    assert Text.from_markup(pattern).plain == pattern and re.fullmatch(pattern, "a_b.c-0")

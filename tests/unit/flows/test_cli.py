@@ -12,8 +12,9 @@ import yaml
 from typer.testing import CliRunner
 
 from flows.cli import app
+from flows.cli_artifacts import _by_time
 from flows.cli_stages import _make_base
-from mcore.artifacts import Store
+from mcore.artifacts import Manifest, Store
 from tests.unit.flows.command_line import mcore_flows
 from tests.unit.tasks.model_folders import listing, write_workspace
 
@@ -101,8 +102,8 @@ def test_bad_input_is_refused_before_anything_starts(here: Path, name: str) -> N
 def test_all_bad_input_is_listed_at_once(here: Path) -> None:
     for make_bad, _ in BAD.values():
         make_bad(here)
-    # What a layout does to a model, and to batches, can only be told where the layout itself is right.
-    apart = {"TP and KV heads", "batch sizes"}
+    # What a layout does to a model can only be told where its architecture is supported.
+    apart = {"TP and KV heads"}
     for command in ("run", "plan"):
         message = refused(here, command, "run.yaml")
         for name, (_, expected) in BAD.items():
@@ -165,9 +166,15 @@ def test_other_commands_refuse_too(here: Path, arguments: list[str], expected: s
     ("arguments", "expected"),
     [
         (["export", "--checkpoint", "nope", "--output", "out"], ["--checkpoint", "nope"]),
-        (["verify", "--hf", "nope", "--mcore", "never"], ["at nope", "at never"]),
-        (["evaluate", "--model", "./nope", "--suite", "never"], ["./nope: expected a folder", "at never"]),
-        (["evaluate", "--model", "model", "--suite", "never"], ["at never"]),
+        (
+            ["verify", "--hf", "nope", "--mcore", "never"],
+            ["--hf: no such file or folder: nope", "--mcore: no such file or folder: never"],
+        ),
+        (
+            ["evaluate", "--model", "./nope", "--suite", "never"],
+            ["./nope: expected a folder", "--suite: no such file or folder: never"],
+        ),
+        (["evaluate", "--model", "model", "--suite", "never"], ["--suite: no such file or folder: never"]),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -222,7 +229,7 @@ def test_plan_tells_what_would_run_and_makes_nothing(here: Path) -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert (done.returncode, done.stderr) == (0, "")
     lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
-    assert lines[0] == ["stage", "does", "why"] and ["train", "RUN", "not made yet"] in lines
+    assert lines[0] == ["stage", "does", "why"] and ["train", "RUN", "new run"] in lines
     assert done.stdout.splitlines()[-1] == "9 of 9 stages run, 0 are reused."
     assert listing(here.parent) == before
     # Two seconds on an idle machine; of the processor's time, so that a busy machine does not fail it.
@@ -239,13 +246,20 @@ def test_help_reads_well() -> None:
     assert "with @revision" in runner.invoke(app, ["convert", "--help"]).stdout  # brackets would be taken for markup
 
 
-def put(store: Store, kind: str, key: str, **contents: str) -> None:
+def put(store: Store, kind: str, key: str, inputs: dict[str, str] | None = None, **contents: str) -> None:
     folder = store.partial(kind, key)
     folder.mkdir(parents=True)
     for name, text in contents.items():
         (folder / name).write_text(text)
     store.commit(
-        kind, key, inputs={}, input_content={}, ingredients={}, metrics={"loss": 1.5}, versions={}, duration_s=2.0
+        kind,
+        key,
+        inputs=inputs or {},
+        input_content={},
+        ingredients={},
+        metrics={"loss": 1.5},
+        versions={},
+        duration_s=2.0,
     )
 
 
@@ -262,6 +276,36 @@ def test_artifacts_are_listed_shown_and_checked(here: Path) -> None:
     ambiguous = mcore_flows("artifacts", "show", "train/a", cwd=here)
     assert ambiguous.returncode == 2 and f"found train/{'a' * 20}, train/{'ab' * 10}" in ambiguous.stderr
     assert "3 artifacts are whole" in mcore_flows("artifacts", "verify", cwd=here).stdout
+
+
+def test_one_artifact_is_one_and_all_are_listed_as_they_were_made(here: Path) -> None:
+    store = Store(here / "store")
+    put(store, "verify", "0" * 20, weights="x")
+    assert "1 artifact is whole" in mcore_flows("artifacts", "verify", cwd=here).stdout
+    put(store, "fetch", "f" * 20, weights="x")
+    put(store, "convert", "c" * 20, weights="x")
+    listed = mcore_flows("artifacts", "list", cwd=here).stdout.splitlines()
+    assert [line.partition("/")[0] for line in listed[1:-1]] == ["verify", "fetch", "convert"]
+    assert listed[-1].startswith("3 artifacts, ")
+
+
+def test_artifacts_of_one_moment_are_listed_by_lineage(here: Path) -> None:
+    made = {"c": {"in": "b/k"}, "b": {"in": "d/k"}, "a": {"in": "c/k"}, "d": {}}
+    manifests = [
+        Manifest(kind, "k", {}, inputs, {}, {}, {}, {}, "2026-11-24T07:22:00+00:00", 1.0)
+        for kind, inputs in made.items()
+    ]
+    assert [manifest.kind for manifest in _by_time(manifests)] == ["d", "b", "c", "a"]
+
+
+def test_an_iteration_that_is_not_there_is_wrong_input(here: Path) -> None:
+    for iteration in (5, 10):
+        (here / "trained" / f"iter_{iteration:07d}").mkdir(parents=True)
+    for command in (
+        ["export", "--checkpoint", "trained", "--output", "out"],
+        ["verify", "--hf", "model", "--mcore", "trained"],
+    ):
+        assert "--iteration of trained: expected one of 5, 10, found 7" in refused(here, *command, "--iteration", "7")
 
 
 def test_damage_that_only_a_full_read_finds_is_found(here: Path) -> None:

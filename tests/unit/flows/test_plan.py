@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flows.plan import Decision, decide
-from mcore.artifacts import Manifest, Store
+from mcore.artifacts import Manifest, Store, publish_link
 from tasks.graph import StagePlan
 from tasks.preflight import check_run
 from tests.unit.tasks.model_folders import listing, write_rows, write_workspace
@@ -32,6 +32,7 @@ def decisions(raw: dict[str, Any], **changes: Any) -> dict[str, Decision]:
 def make(raw: dict[str, Any], **changes: Any) -> dict[str, StagePlan]:
     """Run the run, as far as the store can tell."""
     plans = {name: decision.stage for name, decision in decisions(raw, **changes).items()}
+    Store("store").run_dir(raw["name"]).mkdir(parents=True, exist_ok=True)
     for plan in plans.values():
         store = Store("store")
         if store.find(plan.kind, plan.key) is None:
@@ -58,7 +59,7 @@ def test_nothing_is_there_and_nothing_is_written(raw: dict[str, Any]) -> None:
         "convert", "verify_convert", "train", "select", "export", "verify_export", "evaluate_base", "evaluate_tuned",
         "compare",
     ]  # fmt: skip
-    assert {decision.why for decision in found.values()} == {"not made yet"}
+    assert {decision.why for decision in found.values()} == {"new run"}
     assert listing(Path.cwd()) == before
 
 
@@ -90,6 +91,23 @@ def test_the_most_like_of_the_earlier_artifacts_is_compared(raw: dict[str, Any])
     make(raw, train__lr=2.0e-3, train__seed=2, train__weight_decay=0.0)
     assert decisions(raw, train__lr=1.0e-3, train__seed=3)["train"].why == "train.seed: 1 -> 3"
     assert decisions(raw, train__weight_decay=0.5)["train"].why == "train.weight_decay: 0.1 -> 0.5"
+
+
+def test_what_the_run_published_last_is_compared_rather_than_what_is_most_like(raw: dict[str, Any]) -> None:
+    plans = make(raw)
+    folder = Store("store").run_dir(raw["name"])
+    publish_link(folder / "model", Store("store").path("export", plans["export"].key))
+    make(raw, train__lr=1.0e-3, train__seed=1, evaluate__max_tokens=5)
+    found = decisions(raw, train__lr=1.0e-3, train__seed=2, evaluate__max_tokens=6)
+    assert found["train"].why == "train.lr: 1e-05 -> 0.001; train.seed: 42 -> 2"
+    assert found["evaluate_tuned"].why == "evaluate.max_tokens: 64 -> 6; its input changes: export"
+    assert found["verify_export"].why == "its input changes: export, train, select"
+
+
+def test_a_run_of_a_new_name_is_compared_with_nothing(raw: dict[str, Any]) -> None:
+    make(raw)
+    found = decisions(raw | {"name": "another"}, train__lr=1.0e-3)
+    assert running(found) == FROM_TRAIN and {found[name].why for name in FROM_TRAIN} == {"new run"}
 
 
 def test_other_files_and_other_content_are_told_from_other_values(raw: dict[str, Any]) -> None:

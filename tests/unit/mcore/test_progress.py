@@ -2,6 +2,7 @@
 
 import io
 import re
+import subprocess
 import sys
 
 import pytest
@@ -29,6 +30,13 @@ def test_a_line_is_there_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     say("converting …")
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "converting …\n")
+
+
+def test_a_reader_that_is_gone_fails_no_work() -> None:
+    code = "import sys; from mcore.progress import say\nfor n in range(9999): say(str(n)); say('x' * 99, sys.stdout)"
+    line = f'{sys.executable} -c "{code}" 2>&1 | head -1; echo ${{PIPESTATUS[0]}}'
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["0", "0"] and done.stderr == ""
 
 
 def test_lines_come_at_intervals_with_the_time_that_is_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

@@ -171,8 +171,47 @@ def test_problems_of_all_groups_come_at_once(raw: dict[str, Any]) -> None:
         "rows.jsonl:3: expected one JSON object, found an empty line",
     ):
         assert part in text
-    assert "tokenizer" not in text  # the model can't be looked at while its group is wrong
-    assert len(problems) == 9
+    assert "model: expected a tokenizer" in text
+    assert len(problems) == 10
+
+
+def test_what_a_wrong_group_says_of_files_and_layout_is_looked_at(raw: dict[str, Any]) -> None:
+    Path("val.jsonl").write_text("not json\n")
+    problems = problems_of(
+        raw,
+        data__max_length="long",
+        data__dataset=["none.jsonl#4"],
+        evaluate__max_tokens=0,
+        evaluate__suite="none.yaml",
+        evaluate__perplexity_dataset=["nowhere.jsonl"],
+        train__lr=-1,
+        train__tensor_model_parallel_size=4,
+        train__global_batch_size=6,
+        train__micro_batch_size=4,
+        launch__timeout_s="long",
+        launch__nproc_per_node=6,
+    )
+    text = "\n".join(problems)
+    for part in (
+        "data.max_length: input should be",
+        "evaluate.max_tokens: input should be",
+        "train.lr: input should be",
+        "launch.timeout_s: input should be",
+        "none.jsonl: expected a jsonl file, found No such file",
+        "val.jsonl:1: expected one JSON object",
+        "nowhere.jsonl: expected a jsonl file, found No such file",
+        "evaluate.suite: none.yaml: can't be read",
+        "launch.nproc_per_node (6) must be a multiple of tensor_model_parallel_size x pipeline_model_parallel_size (4)",
+        "train.global_batch_size (6) must be a multiple of micro_batch_size (4)",
+        "num_key_value_heads: expected a multiple of tensor_model_parallel_size (4), found 2",
+    ):
+        assert text.count(part) == 1, text
+
+
+def test_what_is_not_known_of_a_layout_is_not_guessed(raw: dict[str, Any]) -> None:
+    tp = {"train__tensor_model_parallel_size": 2, "train__global_batch_size": 6, "train__micro_batch_size": 4}
+    assert len(problems_of(raw, **tp, launch={"nproc": 2})) == 1  # only the unknown key
+    assert len(problems_of(raw, train__micro_batch_size="four", train__global_batch_size=6)) == 1
 
 
 def test_a_wrong_group_does_not_hide_the_layout_or_the_model(raw: dict[str, Any]) -> None:

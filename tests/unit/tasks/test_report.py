@@ -9,7 +9,7 @@ from prefect.client.schemas.actions import ArtifactCreate
 
 from configs.schema.run import RunConfig
 from mcore.artifacts import Store
-from mcore.errors import GateError, TrainingError
+from mcore.errors import GateError, StoppedError, TrainingError
 from tasks.graph import StagePlan, stages
 from tasks.preflight import check_run
 from tasks.report import artifact_key, report_page, reported, walk, write_report
@@ -79,7 +79,7 @@ def test_a_run_that_is_done(planned: PlannedRun) -> None:
     assert path == planned.store.run_dir("small") / "report.md"
     assert page.startswith("# small: done\n")
     key = planned.plans["convert"].key[:8]
-    assert f"| convert | cached | 1 min 15 s | `convert/{key}` | num_tensors 19, bytes 3072 |" in page
+    assert f"| convert | cached | made in 1.0 s | `convert/{key}` | num_tensors 19, bytes 3072 |" in page
     assert "| train | made |" in page and "lowest \\| of 2" in page
     assert "10 iterations, loss 4.0000 to 0.4000" in page
     assert "lowest validation loss 0.5000 at iteration 10" in page and "6,000 tokens/s" in page
@@ -132,10 +132,10 @@ def test_a_run_that_failed_at_once_has_a_page_too(planned: PlannedRun) -> None:
 def test_the_error_goes_on_its_way_and_the_page_is_there(planned: PlannedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[BaseException | None] = []
     monkeypatch.setattr("tasks.report._show", lambda planned, error=None: shown.append(error))
-    for error in (GateError("no"), KeyboardInterrupt()):
+    for error, state in ((GateError("no"), "failed"), (SystemExit(), "stopped")):
         with pytest.raises(type(error)), reported(planned):
             raise error
-        assert (planned.store.run_dir("small") / "report.md").read_text().startswith("# small: failed at convert")
+        assert (planned.store.run_dir("small") / "report.md").read_text().startswith(f"# small: {state} at convert")
     with reported(planned):
         make(planned, *everything(planned))
     assert (planned.store.run_dir("small") / "report.md").read_text().startswith("# small: done")
@@ -153,3 +153,27 @@ def test_prefect_takes_the_key(name: str) -> None:
 def test_plans_of_the_fixture_are_the_graphs(planned: PlannedRun) -> None:
     assert everything(planned)[0] == "convert" and everything(planned)[-1] == "compare"
     assert all(isinstance(plan, StagePlan) for plan in planned.plans.values())
+
+
+def test_what_is_reused_says_how_long_it_took_when_it_was_made(planned: PlannedRun) -> None:
+    make(planned, "convert", cached=True)
+    make(planned, "verify_convert")
+    page = report_page(planned, None)
+    assert "| convert | cached | made in 1.0 s |" in page and "| verify_convert | made | 1 min 15 s |" in page
+
+
+def test_ctrl_c_is_told_as_a_stop_that_can_go_on(planned: PlannedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.report._show", lambda planned, error=None: None)
+    make(planned, "convert", "verify_convert")
+    with pytest.raises(StoppedError) as stopped, reported(planned):
+        raise KeyboardInterrupt
+    expected = "stopped at train before anything was saved"
+    assert stopped.value.summary == expected and stopped.value.exit_status == 75
+    page = (planned.store.run_dir("small") / "report.md").read_text()
+    assert page.startswith("# small: stopped at train\n") and "| train | stopped |" in page
+    assert expected in page and "Run the same command again to go on." in page and "wrong" not in page
+
+
+def test_a_cancelled_run_is_no_failed_one(planned: PlannedRun) -> None:
+    page = report_page(planned, None, SystemExit())
+    assert "# small: stopped at convert" in page and "failed" not in page

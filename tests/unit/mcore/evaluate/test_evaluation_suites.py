@@ -64,8 +64,8 @@ def test_all_missing_values_are_named(suite):
     with pytest.raises(ConfigError) as caught:
         read_questions(suite)
     assert [problem.expected for problem in caught.value.problems] == [
-        "data.model_author to be set",
-        "data.model_name to be set",
+        "--model-author to be given",
+        "--model-name to be given",
     ]
 
 
