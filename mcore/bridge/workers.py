@@ -7,6 +7,7 @@ however that ends, and when one fails the others are stopped.
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -69,6 +70,10 @@ def do_all(tasks: Sequence[Task[Result]], advance: Advance) -> list[Result]:
     if len(tasks) == 1:
         with _one_thread():
             return [tasks[0](advance)]
+    # Process groups that told megatron that it is alone may wait to be collected; a fork has lost their threads, and
+    # would crash on collecting them.
+    gc.collect()
+    gc.freeze()
     context = multiprocessing.get_context("fork")
     processes = []
     running: dict[Connection, int] = {}
@@ -97,6 +102,7 @@ def do_all(tasks: Sequence[Task[Result]], advance: Advance) -> list[Result]:
                     results[number] = value
                     del running[receiver]
     finally:
+        gc.unfreeze()
         for process in processes:
             if len(results) < len(tasks):
                 process.kill()

@@ -47,9 +47,9 @@ def sharded(tmp_path):
 def convert(monkeypatch, capfd):
     """Run the command as a stage process does; gives its exit status and the findings that it prints."""
 
-    def run(hf):
-        output = hf.parent / "out"
-        monkeypatch.setattr(sys, "argv", ["mcore.bridge", "convert", "--hf", str(hf), "--output", str(output)])
+    def run(hf, *options):
+        words = ["convert", "--hf", str(hf), "--output", str(hf.parent / "out"), *options]
+        monkeypatch.setattr(sys, "argv", ["mcore.bridge", *words])
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             run_as_child(app)
@@ -64,9 +64,9 @@ def convert(monkeypatch, capfd):
 def refused(convert):
     """Run the command on wrong input; gives its findings."""
 
-    def run(hf):
+    def run(hf, *options):
         before = sorted(hf.parent.rglob("*"))
-        status, findings = convert(hf)
+        status, findings = convert(hf, *options)
         assert status == EXIT_INPUT and findings
         assert sorted(hf.parent.rglob("*")) == before
         return findings
@@ -319,7 +319,8 @@ class TestWeights:
             assert expected in text or expected.startswith("input_"), (expected, text)
         assert "expected one dtype" in text
 
-    def test_numbers_that_are_not_finite_are_named_in_every_tensor(self, hf, refused):
+    @pytest.mark.parametrize("options", [(), ("--workers", "3")])
+    def test_numbers_that_are_not_finite_are_named_in_every_tensor(self, hf, refused, options):
         def change(tensors):
             tensors[UP][3, 4:6] = torch.nan
             tensors["model.layers.2.self_attn.v_proj.weight"][31, 63] = -torch.inf
@@ -328,7 +329,7 @@ class TestWeights:
             tensors[NORM][0] = torch.nan
 
         change_weights(hf, change)
-        assert sorted(refused(hf)) == [
+        assert sorted(refused(hf, *options)) == [
             f"hf {name}: expected finite numbers, found {found}. The weights are damaged; fetch them again."
             for name, found in (
                 ("model.embed_tokens.weight", "1 NaN and 1 infinities, the first at [249, 0]"),
