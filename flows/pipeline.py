@@ -59,7 +59,7 @@ def pipeline(run: RunConfig) -> RunResult:
         base_proof = verify_convert(planned, hf=hf, mcore=base)
 
         # Training starts from what is proven, and one of its checkpoints goes on.
-        trained = train(planned, base=base, proof=base_proof)
+        trained = train(planned, base=hf if run.train.load_safetensors else base, proof=base_proof)
         chosen = select(planned, trained=trained)
 
         # Back to Hugging Face, and proven again.

@@ -69,6 +69,11 @@ class TrainConfig(StrictModel):
     recompute_num_layers: int | None = Field(default=None, ge=1)
     """Layers, see `recompute_method`."""
 
+    load_safetensors: bool = False
+    """Take the base's weights straight from the Hugging Face folder, each process its own part, instead of from its
+    conversion."""
+    save_safetensors: bool = False
+    """Write every checkpoint also as a Hugging Face folder, `hf_<iteration>/`, from all processes at once."""
     save_steps: int = Field(default=500, ge=1)
     """Steps between two checkpoints; the last step is always saved."""
     save_total_limit: int | None = Field(default=None, ge=2)

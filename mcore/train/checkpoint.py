@@ -3,6 +3,7 @@
     OUTPUT/iter_0000100/                          torch_dist, written by megatron-core
     OUTPUT/latest_checkpointed_iteration.txt      written once that folder is durable and found complete
     OUTPUT/hf/                                    the base model's config and tokenizer files, for export
+    OUTPUT/hf_0000100/                            with `train.save_safetensors`: the same weights, Hugging Face's shape
 
 The optimizer is saved `fully_reshardable`: a run may go on with another layout.
 Source: names and meaning of the state's keys as in Megatron-LM (core 0.16.1) `training/checkpointing.py`.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import queue
 import random
 import shutil
@@ -29,6 +31,7 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from mcore.backend.layout import Layout
 from mcore.bridge.dist_files import read_dist_tensors
+from mcore.bridge.hf_config import CONFIG_FILE, HF_FOLDER, copy_small_files, read_hf_config
 from mcore.errors import CheckpointError, Problem
 from mcore.folders import fsync_folder, fsync_path, write_durably
 from mcore.select import TRACKER, completeness_problems, iteration_dir
@@ -136,14 +139,22 @@ def load(folder: Path, training: Training, layout: Layout) -> Position:
     return Position(**loaded["position"])
 
 
-def copy_hf_files(base: Path, output: Path) -> None:
-    """Copy the base's `hf/` folder (config, tokenizer, chat template) into the run's, whole or not at all."""
-    target = output / "hf"
+def copy_hf_files(hf: Path, hf_config: Mapping[str, Any], output: Path) -> None:
+    """Copy the base's small files (config, tokenizer, chat template) into the run's `hf/`, whole or not at all.
+
+    Args:
+        hf: The base's folder with these files.
+        hf_config: Its config, where that says what the file does not.
+        output: The run's folder.
+    """
+    target = output / HF_FOLDER
     if target.exists():
         return
-    partial = output / ".hf.partial"
+    partial = output / f".{HF_FOLDER}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(base / "hf", partial)
+    copy_small_files(hf, partial)
+    if read_hf_config(hf) != hf_config:
+        (partial / CONFIG_FILE).write_text(json.dumps(hf_config, indent=2, ensure_ascii=False) + "\n")
     fsync_folder(partial)
     partial.rename(target)
     fsync_path(output)

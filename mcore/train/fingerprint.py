@@ -42,7 +42,7 @@ FIELDS = (
 
 
 def fingerprint(
-    config: TrainConfig, schedule: Schedule, *, data: str, validation: str, base_iteration_dir: Path
+    config: TrainConfig, schedule: Schedule, *, data: str, validation: str, base_weights: Path
 ) -> dict[str, Any]:
     """The fingerprint of a run as a nested mapping of plain values.
 
@@ -51,21 +51,21 @@ def fingerprint(
         schedule: Its resolved length and warm-up.
         data: Digest of the training samples and their order.
         validation: Digest of the validation samples.
-        base_iteration_dir: The base checkpoint's `release/` (or another iteration's) folder.
+        base_weights: The base checkpoint's `release/` (or another iteration's) folder, or a Hugging Face folder.
     """
     return {
         "version": VERSION,
         "train": {name: getattr(config, name) for name in FIELDS}
         | {"train_iters": schedule.train_iters, "lr_warmup_iters": schedule.lr_warmup_iters},
         "data": {"train": data, "validation": validation},
-        "base": {"weights": checkpoint_digest(base_iteration_dir)},
+        "base": {"weights": weights_digest(base_weights)},
     }
 
 
-def checkpoint_digest(iteration_dir: Path) -> str:
-    """SHA-256 over names, sizes and the first MiB of each weight file: tells checkpoints apart without reading all."""
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over names, sizes and the first MiB of each weight file: tells models apart without reading all."""
     digest = hashlib.sha256()
-    for path in sorted(iteration_dir.glob("*.distcp")):
+    for path in sorted([*folder.glob("*.distcp"), *folder.glob("*.safetensors")]):
         digest.update(f"{path.name}:{path.stat().st_size}:".encode())
         with path.open("rb") as file:
             digest.update(file.read(HEAD_BYTES))

@@ -16,25 +16,38 @@ from mcore.select import Iteration, completeness_problems, is_complete, iteratio
 _GOING = ".removed-"
 
 
+def safetensors_dir(output: Path, iteration: int) -> Path:
+    """The Hugging Face folder of a checkpoint's weights, where the run writes one."""
+    return output / f"hf_{iteration:07d}"
+
+
 def remove_iteration(output: Path, iteration: int) -> None:
-    """Remove one checkpoint; it is gone in one step."""
-    folder = iteration_dir(output, iteration)
+    """Remove one checkpoint, in either shape; each is gone in one step."""
+    for folder in (iteration_dir(output, iteration), safetensors_dir(output, iteration)):
+        if folder.exists():
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
     going = folder.with_name(f"{_GOING}{folder.name}")
     shutil.rmtree(going, ignore_errors=True)
     folder.rename(going)
-    fsync_path(output)
+    fsync_path(folder.parent)
     shutil.rmtree(going)
 
 
 def remove_unfinished(output: Path) -> list[int]:
     """Clear what a killed run left: checkpoints half written, and half removed. Returns the half-written iterations."""
-    for going in output.glob(f"{_GOING}*"):
-        shutil.rmtree(going)
+    for left in (*output.glob(f"{_GOING}*"), *output.glob(".hf_*.partial")):
+        shutil.rmtree(left)
     unfinished = [
         iteration for iteration in iterations_in(output) if completeness_problems(iteration_dir(output, iteration))
     ]
     for iteration in unfinished:
         remove_iteration(output, iteration)
+    for folder in output.glob("hf_*"):
+        if not iteration_dir(output, int(folder.name.removeprefix("hf_"))).exists():
+            _remove(folder)
     return unfinished
 
 

@@ -19,6 +19,8 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from configs.schema.train import TrainConfig
 from mcore.backend.layout import Layout
 from mcore.bridge.families import dims_of
+from mcore.bridge.hf_config import HF_FOLDER
+from mcore.bridge.live_export import save_safetensors
 from mcore.data.dataset import TokenDataset
 from mcore.data.template import Sample
 from mcore.errors import Problem, StoppedError, TrainingError
@@ -26,7 +28,7 @@ from mcore.progress import Advance, progress, say
 from mcore.train import checkpoint
 from mcore.train.batches import Batching, MicroBatch
 from mcore.train.checkpoint import Position
-from mcore.train.housekeeping import prune
+from mcore.train.housekeeping import prune, safetensors_dir
 from mcore.train.metrics import Step, TrainingLog, model_flops
 from mcore.train.model import Training
 from mcore.train.schedule import Schedule
@@ -97,6 +99,8 @@ class Loop:
         try:
             if first == 0:
                 self.validate(0)
+            elif self.config.save_safetensors and not safetensors_dir(self.output, first).exists():
+                self.write_safetensors(first)  # the run was killed before it could
             with bar as advance:
                 self._steps(position, advance)
             if self.log:
@@ -198,6 +202,8 @@ class Loop:
             self.log.sync()
         settings = {**self.hf_config, **self.config.model_dump()}
         checkpoint.save(self.output, self.training, position, self.layout, settings)
+        if self.config.save_safetensors:
+            self.write_safetensors(position.iteration)
         if self.log:
             removed = prune(
                 self.output,
@@ -208,6 +214,16 @@ class Loop:
             also = f", removed {', '.join(map(str, removed))}" if removed else ""
             say(f"iteration {position.iteration}: saved in {time.perf_counter() - start_s:.1f} s{also}")
         dist.barrier()
+
+    def write_safetensors(self, iteration: int) -> None:
+        """Write the weights as a Hugging Face folder beside the checkpoint of this iteration."""
+        save_safetensors(
+            [self.training.module],
+            self.hf_config,
+            safetensors_dir(self.output, iteration),
+            small_files=self.output / HF_FOLDER,
+            overwrite=True,
+        )
 
     def _forward(self, samples: Sequence[Sample], *, train: bool) -> float:
         """Forward (and backward) of this rank's share of the samples.

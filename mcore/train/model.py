@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
@@ -17,10 +14,10 @@ from megatron.core.transformer.module import Float16Module
 
 from configs.schema.train import TrainConfig
 from mcore.backend.layout import Layout
-from mcore.backend.load import load_weights
 from mcore.backend.model import build_model
 from mcore.backend.specs import resolve_backend
 from mcore.train import adam
+from mcore.train.base import Base
 from mcore.train.schedule import Schedule, lr_scheduler
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -46,30 +43,28 @@ class Training:
 def build_training(
     config: TrainConfig,
     schedule: Schedule,
-    hf_config: Mapping[str, Any],
+    base: Base,
     layout: Layout,
     *,
-    padded_vocab_size: int,
-    base_iteration_dir: Path | None,
+    has_weights: bool,
 ) -> Training:
     """Model, optimizer and scheduler of a run on this rank.
 
     Args:
         config: The run's `train` group.
         schedule: Its resolved length and warm-up.
-        hf_config: Mapping of the base model's `config.json`.
+        base: What the run starts from.
         layout: How the model is divided.
-        padded_vocab_size: Rows of the embedding in the base checkpoint.
-        base_iteration_dir: Folder to take the weights from; None if a checkpoint of the run is loaded afterwards.
+        has_weights: Whether the base's weights are loaded; if not, a checkpoint of the run must be, afterwards.
 
     Raises:
         ConfigError: The model can't be built or divided this way.
-        CheckpointError: The base checkpoint does not hold the model.
+        InputError, CheckpointError: The base does not hold the model.
     """
     dtype = DTYPES[config.torch_dtype]
     module = build_model(
-        hf_config,
-        padded_vocab_size=padded_vocab_size,
+        base.hf_config,
+        padded_vocab_size=base.padded_vocab_size,
         layout=layout,
         params_dtype=dtype,
         backend=resolve_backend(config.backend),
@@ -80,9 +75,9 @@ def build_training(
     model_config = module.config
     model_config.calculate_per_token_loss = True
     wrapped = module if dtype == torch.float32 else Float16Module(model_config, module)
-    if base_iteration_dir is not None:
+    if has_weights:
         # Only now: the wrapper rounds buffers, and routers have one that stays in fp32.
-        load_weights(module, base_iteration_dir)
+        base.fill(module)
     model = DistributedDataParallel(
         model_config,
         DistributedDataParallelConfig(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -14,23 +13,20 @@ from configs.schema.run import RunConfig
 from configs.schema.train import TrainConfig
 from mcore.backend import parallel
 from mcore.backend.layout import Layout
-from mcore.backend.load import padded_vocab_size
 from mcore.backend.specs import resolve_backend
-from mcore.bridge.hf_config import read_hf_config
-from mcore.errors import ConfigError, PipelineError, Problem
+from mcore.errors import ConfigError, Problem
 from mcore.progress import say
 from mcore.select import Selection, iterations_in, select_checkpoint
 from mcore.train import checkpoint
+from mcore.train.base import Base, open_base
 from mcore.train.checkpoint import Position
 from mcore.train.fingerprint import claim, fingerprint
 from mcore.train.housekeeping import remove_unfinished
 from mcore.train.loop import Loop
 from mcore.train.metrics import SUMMARY
-from mcore.train.model import build_training
+from mcore.train.model import build_training, engine_problems
 from mcore.train.schedule import Schedule
 from mcore.train.stop import StopRequest
-
-T = TypeVar("T")
 
 
 def train(run: RunConfig, base: Path, output: Path, stop: StopRequest | None = None) -> None:
@@ -41,13 +37,15 @@ def train(run: RunConfig, base: Path, output: Path, stop: StopRequest | None = N
 
     Args:
         run: The whole run; its `data` and `train` decide what is learnt.
-        base: Checkpoint folder to start from, with `release/` and `hf/` as `mcore.bridge convert` makes it.
+        base: Checkpoint folder to start from, with `release/` and `hf/` as `mcore.bridge convert` makes it; with
+            `train.load_safetensors` a Hugging Face folder.
         output: The run's folder.
         stop: Says whether the run shall save and leave; None if nobody will ask for that.
 
     Raises:
         ConfigError: The run can't be started like this, or `output` belongs to another run.
         SourceError: `base` has no config of a model.
+        WeightPlanError: The weights of a Hugging Face folder are not those of its config.
         DataError: The data can't be used.
         CheckpointError: The base or the run's own checkpoint can't be used.
         StoppedError: The run was asked to stop; it saved and can be resumed.
@@ -59,30 +57,21 @@ def train(run: RunConfig, base: Path, output: Path, stop: StopRequest | None = N
         pipeline_model_parallel_size=config.pipeline_model_parallel_size,
         sequence_parallel=config.sequence_parallel,
     )
-    hf_config = read_hf_config(base / "hf")
+    start = open_base(base, run)
     parallel.start(layout, seed=config.seed)
-    start = select_checkpoint(base).path
-    padded = padded_vocab_size(start)
-    _check(config, layout, hf_config, padded)
+    _check(config, layout, start)
     method = import_module(f"mcore.train.methods.{config.method}")
-    data, validation = method.datasets(run.data, base / "hf")
+    data, validation = method.datasets(run.data, start.hf)
     schedule = Schedule.from_config(config, data)
     mark = fingerprint(
-        config, schedule, data=data.fingerprint, validation=validation.fingerprint, base_iteration_dir=start
+        config, schedule, data=data.fingerprint, validation=validation.fingerprint, base_weights=start.weights
     )
     _agree(mark)
-    resumed = on_rank_0(lambda: _prepare(output, mark, base))
+    resumed = parallel.on_rank_0(lambda: _prepare(output, mark, start))
     if resumed is not None and resumed.iteration == schedule.train_iters and (output / SUMMARY).exists():
         _say(f"{output} is complete at iteration {schedule.train_iters}")
         return
-    training = build_training(
-        config,
-        schedule,
-        hf_config,
-        layout,
-        padded_vocab_size=padded,
-        base_iteration_dir=None if resumed else start,
-    )
+    training = build_training(config, schedule, start, layout, has_weights=resumed is None)
     method.prepare(training.module)
     position = Position()
     if resumed is not None:
@@ -100,28 +89,14 @@ def train(run: RunConfig, base: Path, output: Path, stop: StopRequest | None = N
         validation=validation,
         device=parallel.device(),
         stop=stop or StopRequest(),
-        hf_config=hf_config,
+        hf_config=start.hf_config,
     )
     loop.run(position)
 
 
-def on_rank_0(work: Callable[[], T]) -> T:
-    """Run something on rank 0 alone; all ranks get what it returns, or raise what it raised."""
-    outcome: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            outcome[0] = work()
-        except PipelineError as error:
-            outcome[1] = error
-    dist.broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise outcome[1]
-    result: T = outcome[0]
-    return result
-
-
-def _check(config: TrainConfig, layout: Layout, hf_config: dict[str, Any], padded: int) -> None:
-    problems = layout.problems(hf_config, padded_vocab_size=padded)
+def _check(config: TrainConfig, layout: Layout, base: Base) -> None:
+    problems = layout.problems(base.hf_config, padded_vocab_size=base.padded_vocab_size)
+    problems += engine_problems(config, resolve_backend(config.backend))
     samples = config.micro_batch_size * parallel_state.get_data_parallel_world_size()
     if config.global_batch_size % samples:
         problems.append(
@@ -133,7 +108,6 @@ def _check(config: TrainConfig, layout: Layout, hf_config: dict[str, Any], padde
         )
     if problems:
         raise ConfigError("the run does not fit the model and the processes", problems)
-    resolve_backend(config.backend)
 
 
 def _agree(mark: dict[str, Any]) -> None:
@@ -159,12 +133,12 @@ def _agree(mark: dict[str, Any]) -> None:
         )
 
 
-def _prepare(output: Path, mark: dict[str, Any], base: Path) -> Selection | None:
+def _prepare(output: Path, mark: dict[str, Any], base: Base) -> Selection | None:
     """Make the output folder ready; the checkpoint to go on from, or None to start."""
     claim(output, mark)
     for iteration in remove_unfinished(output):
         say(f"removed the half-written checkpoint of iteration {iteration}")
-    checkpoint.copy_hf_files(base, output)
+    checkpoint.copy_hf_files(base.hf, base.hf_config, output)
     return select_checkpoint(output) if iterations_in(output) else None
 
 

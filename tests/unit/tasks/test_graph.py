@@ -71,6 +71,8 @@ TABLE = {
         {"train.recompute_granularity": "full", "train.recompute_method": "block", "train.recompute_num_layers": 2},
         FROM_TRAIN,
     ),
+    "train.load_safetensors": (True, FROM_TRAIN),
+    "train.save_safetensors": (True, FROM_TRAIN),
     "train.save_steps": (5, FROM_TRAIN),
     "train.save_total_limit": (2, FROM_TRAIN),
     "train.eval_steps": (5, FROM_TRAIN),
@@ -215,6 +217,12 @@ def test_inputs_and_proofs_come_before_what_they_are_for():
         seen.add(stage.name)
     guarded = {stage.name: set(stage.proofs.values()) for stage in STAGES if stage.proofs}
     assert guarded == {"train": {"verify_convert"}, "evaluate_tuned": {"verify_export"}}
+
+
+def test_training_from_safetensors_starts_from_the_model_itself(folder):
+    run = run_with({"train.load_safetensors": True})
+    plans = {plan.name: plan for plan in stages(run, Source(), Store("store"))}
+    assert plans["train"].inputs == {"base": plans["fetch"].artifact, "proof": plans["verify_convert"].artifact}
 
 
 def test_lineage_names_the_proof(folder):

@@ -8,7 +8,7 @@ import pytest
 
 from configs.schema.train import TrainConfig
 from mcore.errors import ConfigError
-from mcore.train.fingerprint import FIELDS, checkpoint_digest, claim, fingerprint
+from mcore.train.fingerprint import FIELDS, claim, fingerprint, weights_digest
 from mcore.train.schedule import Schedule
 
 MAY_DIFFER = {
@@ -20,6 +20,8 @@ MAY_DIFFER = {
     "recompute_granularity",
     "recompute_method",
     "recompute_num_layers",
+    "load_safetensors",  # the weights themselves are in it
+    "save_safetensors",
     "save_steps",
     "save_total_limit",
     "eval_steps",
@@ -31,7 +33,7 @@ RESOLVED = {"train_iters", "num_train_epochs", "lr_warmup_fraction", "lr_warmup_
 def mark(base: Path, data: str = "d", **fields: Any) -> dict[str, Any]:
     config = TrainConfig.model_validate({"train_iters": 10} | fields)
     schedule = Schedule(config.train_iters or 0, 0)
-    return fingerprint(config, schedule, data=data, validation="v", base_iteration_dir=base / "release")
+    return fingerprint(config, schedule, data=data, validation="v", base_weights=base / "release")
 
 
 def test_every_field_of_training_is_either_in_the_fingerprint_or_named_as_free() -> None:
@@ -88,9 +90,9 @@ def test_a_folder_that_is_no_run_is_refused_and_left_alone(base: Path, tmp_path:
 
 def test_one_changed_weight_is_another_base(base: Path, tmp_path: Path) -> None:
     shutil.copytree(base / "release", tmp_path / "release")
-    assert checkpoint_digest(tmp_path / "release") == checkpoint_digest(base / "release")
+    assert weights_digest(tmp_path / "release") == weights_digest(base / "release")
     shard = next((tmp_path / "release").glob("*.distcp"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    assert checkpoint_digest(tmp_path / "release") != checkpoint_digest(base / "release")
+    assert weights_digest(tmp_path / "release") != weights_digest(base / "release")

@@ -8,7 +8,7 @@ import pytest
 
 from mcore.metrics import append_metrics
 from mcore.select import iteration_dir, iterations_in
-from mcore.train.housekeeping import prune, remove_unfinished
+from mcore.train.housekeeping import prune, remove_unfinished, safetensors_dir
 
 Save = Callable[..., None]
 
@@ -48,6 +48,22 @@ def test_best_and_last_stay(
     save: Save, tmp_path: Path, losses: dict[int, float | None], limit: int | None, left: list[int]
 ) -> None:
     assert run_of(save, tmp_path, losses, limit) == left
+
+
+def test_the_hugging_face_folder_of_a_checkpoint_goes_with_it(save: Save, tmp_path: Path) -> None:
+    for iteration in (10, 20, 30):
+        save(iteration)
+        safetensors_dir(tmp_path, iteration).mkdir()
+    prune(tmp_path, save_steps=10, train_iters=100, save_total_limit=2)
+    assert sorted(path.name for path in tmp_path.glob("hf_*")) == ["hf_0000020", "hf_0000030"]
+
+
+def test_hugging_face_folders_that_a_killed_run_left_are_cleared(save: Save, tmp_path: Path) -> None:
+    save(10)
+    for name in ("hf_0000010", "hf_0000020", ".hf_0000030.partial", ".removed-hf_0000005", "hf"):
+        (tmp_path / name).mkdir()
+    assert remove_unfinished(tmp_path) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "hf_0000010", "iter_0000010"]
 
 
 def test_nothing_is_removed_for_a_checkpoint_that_is_not_complete(save: Save, tmp_path: Path) -> None:
