@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import layers as layers_of_megatron
 from megatron.core.tensor_parallel.layers import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -48,6 +50,7 @@ def build_model(
     recompute_granularity: Literal["none", "selective", "full"] = "none",
     recompute_method: Literal["uniform", "block"] | None = None,
     recompute_num_layers: int | None = None,
+    gradient_accumulation_fusion: bool = False,
     vp_stage: int | None = None,
 ) -> GPTModel:
     """This rank's part of the model, on this rank's device, with NaN in every weight until weights are loaded.
@@ -64,6 +67,8 @@ def build_model(
         recompute_granularity: Which activations are computed again in the backward pass.
         recompute_method: With `full`: `uniform` or `block`.
         recompute_num_layers: Layers, with `full`.
+        gradient_accumulation_fusion: Whether weight gradients are added to `main_grad`, which a data parallel wrapper
+            gives the weights, inside the matrix product; for backend `transformer_engine`.
         vp_stage: Which of this process's parts of the model, with virtual pipeline stages; each is a model of its own.
 
     Raises:
@@ -78,24 +83,28 @@ def build_model(
         recompute_granularity=None if recompute_granularity == "none" else recompute_granularity,
         recompute_method=recompute_method,
         recompute_num_layers=recompute_num_layers,
+        gradient_accumulation_fusion=gradient_accumulation_fusion,
     )
     rope = ReferenceRope(hf_config)
     dims = dims_of(hf_config)
     features = family_of_config(hf_config).features(hf_config)
     layers = layer_spec(config, features, dims, backend, vp_stage=vp_stage)
-    model = (GPTModelWithMtp if dims.num_mtp_layers else GPTModel)(
-        config,
-        layers,
-        mtp_block_spec=mtp_block_spec(config, layers, backend, norm=norm(features), vp_stage=vp_stage),
-        vocab_size=padded_vocab_size,
-        max_sequence_length=hf_config.get("max_position_embeddings", 0),
-        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
-        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
-        share_embeddings_and_output_weights=dims.tied,
-        position_embedding_type="rope",
-        parallel_output=True,
-        vp_stage=vp_stage,
-    )
+    with _output_layer_without_fusion():
+        model = (GPTModelWithMtp if dims.num_mtp_layers else GPTModel)(
+            config,
+            layers,
+            mtp_block_spec=mtp_block_spec(config, layers, backend, norm=norm(features), vp_stage=vp_stage),
+            vocab_size=padded_vocab_size,
+            max_sequence_length=hf_config.get("max_position_embeddings", 0),
+            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+            share_embeddings_and_output_weights=dims.tied,
+            position_embedding_type="rope",
+            parallel_output=True,
+            vp_stage=vp_stage,
+        )
+    if model.post_process:
+        model.output_layer.gradient_accumulation_fusion = False
     model.to(torch.cuda.current_device())  # megatron-core leaves routers on the CPU until they first run
     if config.multi_latent_attention:
         finish_latent_attention(model, rope)
@@ -166,11 +175,26 @@ def transformer_config(
         bias_activation_fusion=engine and arguments["activation_func"] is torch.nn.functional.silu,
         bias_dropout_fusion=engine,
         apply_rope_fusion=engine,
+        cross_entropy_loss_fusion=engine and params_dtype != torch.float16,
+        cross_entropy_fusion_impl="te" if engine else "native",
         masked_softmax_fusion=False,
         persist_layer_norm=False,
-        gradient_accumulation_fusion=False,
         **options,
     )
+
+
+@contextmanager
+def _output_layer_without_fusion() -> Iterator[None]:
+    """megatron-core's own linear layers refuse `gradient_accumulation_fusion` without Apex.
+
+    With Transformer Engine's layers the output layer is the only one of them, and can do without.
+    """
+    available = layers_of_megatron._grad_accum_fusion_available
+    layers_of_megatron._grad_accum_fusion_available = True
+    try:
+        yield
+    finally:
+        layers_of_megatron._grad_accum_fusion_available = available
 
 
 def mark_divided_weights(model: torch.nn.Module) -> None:
