@@ -25,6 +25,7 @@ from mcore.errors import CheckpointError
 from mcore.progress import progress, say
 from mcore.verify.compare import hidden_error, logit_gap
 from mcore.verify.experts import MAX_EXTRA, ExpertCount
+from mcore.verify.lengths import unreached_lengths
 from mcore.verify.noise import relative_noise
 from mcore.verify.prompts import Prompt, PromptSet, extra_prompt
 from mcore.verify.report import NoiseResult, NumericalResult, PointResult, PromptResult, worst
@@ -122,6 +123,7 @@ def compare_with_mcore(
         device=device().type,
         rounded_to=rounded_to,
         not_loaded=not_loaded,
+        unreached_lengths=unreached_lengths(config, max(len(trace.prompt.token_ids) for trace in reference.traces)),
         num_experts=reference.num_experts,
         unreached_experts=dict(reference.unreached),
         prompts=tuple(results),

@@ -96,6 +96,8 @@ def _numerical_lines(result: NumericalResult) -> list[str]:
         f"| {p.mean_cosine:.6f} | {p.min_cosine:.6f} | {p.top1_agreement:.1%} |"
         for p in result.prompts
     ]
+    if result.unreached_lengths:
+        lines += ["", f"Too long for these prompts (`max_prompt_tokens`): {', '.join(result.unreached_lengths)}."]
     return [*lines, *_expert_lines(result)]
 
 

@@ -122,6 +122,8 @@ class NumericalResult(ReportModel):
     """Why megatron-core could not load the weights into the model; empty if it could."""
     num_experts: int = 0
     """Experts of each mixture-of-experts layer; 0 if the model has none."""
+    unreached_lengths: tuple[str, ...] = ()
+    """What the model does only on sequences longer than the prompts."""
     unreached_experts: dict[int, tuple[int, ...]] = {}
     """Experts that no token of any prompt went to, by layer: nothing is proven of them but their bits."""
     prompts: tuple[PromptResult, ...]
