@@ -108,7 +108,7 @@ def run(
         in_time = _watch(process, timeout_s, sampler, on_tick)
     except KeyboardInterrupt:  # somebody waits and sees what is being saved; if Ctrl-C comes again, nobody
         process.terminate()
-        _watch(process, grace_s + supervise.LEFTOVER_GRACE_S + supervise.KILL_WAIT_S, sampler, on_tick)
+        _watch(process, grace_s + supervise.LEFTOVER_GRACE_S + supervise.KILL_WAIT_S, sampler, None)
         raise
     except BaseException:
         _end(process, LEAVE_S)
