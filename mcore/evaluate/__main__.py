@@ -69,7 +69,9 @@ def compare(
     """Compare the tuned model with the base, and hold it against the gates."""
     comparison = compare_folders(base, tuned, min_pass_rate=min_pass_rate, max_regression=max_regression)
     write_comparison(comparison, output, overwrite=overwrite)
-    Console(stderr=True).print(side_by_side(comparison))
+    screen = Console(stderr=True)
+    if screen.is_terminal:  # the page says the same to those who read a log
+        screen.print(side_by_side(comparison))
     typer.echo(json.dumps(flat_metrics(comparison)))
     comparison.raise_failed_gates()
 

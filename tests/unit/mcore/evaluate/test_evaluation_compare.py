@@ -153,6 +153,7 @@ def test_the_command_writes_its_files_and_then_says_no(base, tmp_path):
     assert done.returncode == 3, done.stderr
     assert "min_pass_rate of all cases" in done.stderr
     assert "max_regression of general" in done.stderr
+    assert "│" not in done.stderr  # tables are for screens
     written = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert written["passed"] is False
     assert written["regressions"] == [{"group": "general", "case": number} for number in (1, 2, 3, 4)]
