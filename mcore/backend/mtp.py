@@ -71,6 +71,28 @@ class GPTModelWithMtp(GPTModel):  # type: ignore[misc]
         if self.mtp_process:
             self.mtp.requires_grad_(False)
 
+    def further_logits(self, ids_BS: Tensor, positions_BS: Tensor, hidden_SBH: Tensor) -> list[Tensor]:
+        """Logits `[B, S, V]` of each depth, on the last stage; V is this rank's part of the padded vocabulary.
+
+        Behind the end of a sequence there are tokens 0.
+
+        Args:
+            ids_BS: Tokens.
+            positions_BS: Their positions.
+            hidden_SBH: What the decoder put out for them, final norm included.
+        """
+        has_own_rotary = self.config.multi_latent_attention
+        all_hidden_SBH = self.mtp(
+            ids_BS,
+            positions_BS,
+            hidden_SBH,
+            attention_mask=None,
+            rotary_pos_emb=None if has_own_rotary else self.rotary_pos_emb(ids_BS.shape[1]),
+            embedding=self.embedding,
+        )
+        _, *further = all_hidden_SBH.chunk(1 + len(self.mtp.layers))
+        return [self.output_layer(of_depth)[0].transpose(0, 1) for of_depth in further]
+
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
     ) -> dict[str, Any]:

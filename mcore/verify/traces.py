@@ -3,7 +3,8 @@
 Hooks sit on the same places of both models, where their outputs mean the same: each attention and each MLP before the
 residual is added, so that a fault shows at the part that has it and not only behind it.
 
-A sequence classifier's logits are those at every position and, behind them, those that it answers with.
+A sequence classifier's logits are those at every position and, behind them, those that it answers with. Behind the
+logits of a model with layers for further tokens (MTP) stand those of each such layer.
 
 Shapes: S positions of one prompt, B = 1, H hidden size, V vocabulary without padding, P with padding, L labels.
 """
@@ -21,11 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from mcore.backend.heads import ClassificationHead, last_token_logits
+from mcore.backend.mtp import GPTModelWithMtp
 from mcore.bridge.families.classifier import SUFFIX
 from mcore.bridge.hf_config import read_hf_config
 from mcore.bridge.hf_quantised import quantisation_of
 from mcore.errors import ConfigError, Problem
 from mcore.verify.dequantise import load_dequantised
+from mcore.verify.further_tokens import attach_further_layers, hf_further_logits
 from mcore.verify.prompts import Prompt
 
 HEAD = "head"
@@ -36,7 +39,8 @@ class Trace:
     """One model on one prompt.
 
     `points` maps a part's name to its output `[S, H]`, in the order of computation; `logits` is `[S, V]` of a Hugging
-    Face model, `[S, P]` of a megatron-core one, `[S + 1, L]` of a classifier. All fp32, in main memory.
+    Face model, `[S, P]` of a megatron-core one, `[S + 1, L]` of a classifier; S more rows for each further token. All
+    fp32, in main memory.
     """
 
     prompt: Prompt
@@ -77,6 +81,7 @@ def load_hf_model(hf: Path, device: torch.device, dtype: torch.dtype = torch.flo
     ]
     if problems:
         raise ConfigError(f"{hf} is no whole model for transformers", problems)
+    attach_further_layers(model, hf)
     return model.eval().to(device)
 
 
@@ -96,12 +101,18 @@ def hf_traces(
         # One with frequencies that depend on the length would keep those of the longest prompt so far.
         base.rotary_emb = copy.deepcopy(rotary)
         ids_BS = torch.tensor([prompt.token_ids], device=device)
-        with torch.inference_mode(), _outputs_of((modules if with_points else {}) | heads, _hf_hidden) as points:
+        with (
+            torch.inference_mode(),
+            _outputs_of((modules if with_points else {}) | heads, _hf_hidden) as points,
+            _outputs_of({"last": base.norm}, _hf_hidden) as hidden,
+        ):
             logits = model(input_ids=ids_BS, use_cache=False).logits
+            hidden_BSH = hidden["last"][None].to(ids_BS.device, logits.dtype)
+            further = [_kept(of_depth[0]) for of_depth in hf_further_logits(model, ids_BS, hidden_BSH)]
         if heads:
             yield Trace(prompt, points, torch.cat([points.pop(HEAD), _kept(logits)]))
         else:
-            yield Trace(prompt, points, _kept(logits[0]))
+            yield Trace(prompt, points, torch.cat([_kept(logits[0]), *further]))
 
 
 def mcore_traces(
@@ -123,9 +134,17 @@ def mcore_traces(
     for prompt in prompts:
         ids_BS = torch.tensor([prompt.token_ids], device=device)
         positions_BS = torch.arange(ids_BS.shape[1], device=device)[None]
-        with torch.inference_mode(), _outputs_of(modules if with_points else {}, _mcore_hidden) as points:
+        with (
+            torch.inference_mode(),
+            _outputs_of(modules if with_points else {}, _mcore_hidden) as points,
+            _outputs_of({"last": modules["final_norm"]}, _mcore_hidden) as hidden,
+        ):
             logits_BSP = model(ids_BS, positions_BS, None)
-        logits_SP = _kept(logits_BSP[0])
+            logits_SP = _kept(logits_BSP[0])
+            if isinstance(model, GPTModelWithMtp):
+                hidden_SBH = hidden["last"][:, None].to(ids_BS.device, logits_BSP.dtype)
+                further = model.further_logits(ids_BS, positions_BS, hidden_SBH)
+                logits_SP = torch.cat([logits_SP, *(_kept(of_depth[0]) for of_depth in further)])
         if isinstance(model.output_layer, ClassificationHead):
             logits_SP = torch.cat([logits_SP, _kept(last_token_logits(logits_BSP, ids_BS, pad_token_id))])
         yield Trace(prompt, points, logits_SP)

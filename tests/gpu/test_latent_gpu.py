@@ -106,17 +106,11 @@ def test_logits_of_further_tokens_equal_the_reports(name: str, backend: Backend)
     model = mtp_model(name, backend, torch.float32).eval()
     hidden_SBH = main.model(IDS_BS).last_hidden_state.transpose(0, 1).contiguous().cuda()
     exact = reference_logits(main, further, IDS_BS)
-    ids_BS, positions_BS = IDS_BS.cuda(), POSITIONS_BS.cuda()
-    angles = model.rotary_pos_emb(IDS_BS.shape[1]) if hasattr(model, "rotary_pos_emb") else None
-    all_hidden_SBH = model.mtp(
-        ids_BS, positions_BS, hidden_SBH, attention_mask=None, rotary_pos_emb=angles, embedding=model.embedding
-    )
-    _, *of_depths = all_hidden_SBH.chunk(1 + len(exact))
+    of_depths = model.further_logits(IDS_BS.cuda(), POSITIONS_BS.cuda(), hidden_SBH)
     with tf32():
         noise = [typical_error(*pair) for pair in zip(exact, _noisy(main, further), strict=True)]
-    for logits_BSV, hidden_SBH, of_reference in zip(exact, of_depths, noise, strict=True):
-        found_BSV = model.output_layer(hidden_SBH)[0].transpose(0, 1)[..., :VOCAB_SIZE]
-        error = typical_error(logits_BSV, found_BSV)
+    for logits_BSV, logits_BSP, of_reference in zip(exact, of_depths, noise, strict=True):
+        error = typical_error(logits_BSV, logits_BSP[..., :VOCAB_SIZE])
         assert error < (EXACT if backend == "torch" else MARGIN * of_reference)
 
 

@@ -67,14 +67,10 @@ def check_depths(case: Mapping[str, Any], layout: Layout) -> list[float] | None:
     hidden_SBH = case["hidden"].transpose(0, 1).contiguous()
     if layout.sequence_parallel:
         hidden_SBH = scatter_to_sequence_parallel_region(hidden_SBH)
-    angles = model.rotary_pos_emb(ids_BS.shape[1]) if hasattr(model, "rotary_pos_emb") else None
-    all_hidden_SBH = model.mtp(
-        ids_BS, positions_BS, hidden_SBH, attention_mask=None, rotary_pos_emb=angles, embedding=model.embedding
-    )
-    _, *further = all_hidden_SBH.chunk(1 + len(case["depths"]))
     errors = []
-    for hidden_SBH, logits_BSV in zip(further, case["depths"], strict=True):
-        logits_BSP = gathered(model.output_layer(hidden_SBH)[0].transpose(0, 1))
+    further = model.further_logits(ids_BS, positions_BS, hidden_SBH)
+    for logits_BSV, of_rank in zip(case["depths"], further, strict=True):
+        logits_BSP = gathered(of_rank)
         found = logits_BSP[..., : logits_BSV.shape[-1]] - logits_BSV
         errors.append((found.abs().max() / logits_BSV.std()).item())
     return errors

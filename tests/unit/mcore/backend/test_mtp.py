@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import MtpModel
@@ -18,6 +17,7 @@ from transformers.modeling_layers import MtpModel
 from mcore.backend.layout import Layout
 from mcore.backend.meta import sharded_shapes
 from mcore.backend.model import build_model
+from mcore.backend.mtp import GPTModelWithMtp
 from mcore.backend.parallel import parallel_processes
 from mcore.bridge.families import dims_of, family_of_config
 from mcore.bridge.plan import mcore_shapes_of
@@ -32,27 +32,23 @@ def alone() -> Iterator[None]:
         yield
 
 
-def mcore_model(main: PreTrainedModel, further: MtpModel, config: dict[str, Any]) -> GPTModel:
+def mcore_model(main: PreTrainedModel, further: MtpModel, config: dict[str, Any]) -> GPTModelWithMtp:
     arguments: dict[str, Any] = {"params_dtype": torch.float32, "layout": Layout(), "backend": "torch"}
     model = build_model(config, padded_vocab_size=PADDED_VOCAB_SIZE, **arguments)
+    assert isinstance(model, GPTModelWithMtp)
     more = mtp_tensors(main, further)
     fill(model, mcore_tensors(main, config, padded_vocab_size=PADDED_VOCAB_SIZE, more=more))
     return model.eval()
 
 
 @torch.no_grad()
-def mtp_logits(model: GPTModel) -> list[Tensor]:
+def mtp_logits(model: GPTModelWithMtp) -> list[Tensor]:
     """Logits `[B, S, P]` of each depth by megatron-core's layers."""
     hidden: list[Tensor] = []
     hook = model.output_layer.register_forward_pre_hook(lambda layer, inputs: hidden.append(inputs[0]))
     model(IDS_BS, POSITIONS_BS, None)
     hook.remove()
-    angles = model.rotary_pos_emb(IDS_BS.shape[1]) if hasattr(model, "rotary_pos_emb") else None
-    all_hidden_SBH = model.mtp(
-        IDS_BS, POSITIONS_BS, hidden[0], attention_mask=None, rotary_pos_emb=angles, embedding=model.embedding
-    )
-    _, *further = all_hidden_SBH.chunk(1 + NUM_MTP_LAYERS)
-    return [model.output_layer(hidden_SBH)[0].transpose(0, 1) for hidden_SBH in further]
+    return model.further_logits(IDS_BS, POSITIONS_BS, hidden[0])
 
 
 @pytest.mark.usefixtures("alone")

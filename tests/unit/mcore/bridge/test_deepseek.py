@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from transformers.modeling_layers import MtpModel
 from mcore.bridge.convert import convert
 from mcore.bridge.dist_files import read_dist_tensors
 from mcore.bridge.export import export
-from mcore.bridge.families import dims_of, family_of_config
+from mcore.bridge.families import deepseek_v3, dims_of, family_of_config
+from mcore.bridge.rules import Rule
 from mcore.errors import ConfigError, WeightPlanError
 from mcore.verify.verify import verify
 from tests.hf_folders import assert_same_weights, weights_of, write_hf_folder
@@ -76,14 +78,33 @@ def test_a_checkpoint_with_layers_for_further_tokens_is_proven(tmp_path: Path) -
         assert verify(tmp_path / hf, tmp_path / "mcore", tmp_path / f"proof-{hf}").passed
 
 
+@pytest.mark.parametrize("wrong", [("enorm", "hnorm"), ("hnorm", "shared_head.norm")])
+def test_a_wrong_table_of_the_layers_for_further_tokens_is_seen_in_their_logits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: tuple[str, str]
+) -> None:
+    """As bits it is right: the table is its own inverse."""
+    exchanged = dict((wrong, wrong[::-1]))
+
+    def other(rule: Rule) -> Rule:
+        name = rule.hf.removeprefix("model.layers.{L}.").removesuffix(".weight")
+        return replace(rule, hf=rule.hf.replace(name, exchanged[name])) if name in exchanged else rule
+
+    family = replace(deepseek_v3.FAMILY, rules=tuple(map(other, deepseek_v3.FAMILY.rules)))
+    monkeypatch.setattr(deepseek_v3, "FAMILY", family)
+    write_mtp_folder(tmp_path / "hf", "deepseek_v3")
+    round_trip(tmp_path)
+    without_tokenizer(tmp_path / "hf")
+    report = verify(tmp_path / "hf", tmp_path / "mcore", tmp_path / "proof")
+    assert report.structural.passed
+    assert report.numerical is not None and report.numerical.relative_error > 1e-2
+
+
 def test_a_copy_that_is_none_is_refused(tmp_path: Path) -> None:
     write_mtp_folder(tmp_path / "hf", "glm4_moe")
     weights = weights_of(tmp_path / "hf")
     weights["model.layers.5.shared_head.head.weight"][3, 4] += 1
     save_file(weights, tmp_path / "hf" / "model.safetensors")
-    with pytest.raises(
-        WeightPlanError, match=r"5\.shared_head\.head\.weight: expected the same bytes as lm_head"
-    ):
+    with pytest.raises(WeightPlanError, match=r"5\.shared_head\.head\.weight: expected the same bytes as lm_head"):
         round_trip(tmp_path)
 
 
