@@ -76,9 +76,10 @@ def open_base(folder: Path, run: RunConfig) -> Base:
             [Problem(str(folder), expected, fix=f"Or set train.load_safetensors: {value} to start from {other}.")],
         )
     if not run.train.load_safetensors:
-        weights = select_checkpoint(folder).path
         hf = folder / HF_FOLDER
-        return Base(read_hf_config(hf), hf, weights, padded_vocab_size(weights))
+        config = read_hf_config(hf)
+        weights = select_checkpoint(folder).path
+        return Base(config, hf, weights, padded_vocab_size(weights))
     config = config_of_files(read_hf_config(folder), scan_headers(folder).tensors)
     dims = dims_of(config, make_vocab_size_divisible_by=run.convert.make_vocab_size_divisible_by)
     return Base(config, folder, folder, dims.padded_vocab)
