@@ -54,10 +54,12 @@ class OutputLinear(RowParallelLinear):  # type: ignore[misc]
             self.post_layernorm = build_module(
                 post_layernorm, config=config, hidden_size=size, eps=config.layernorm_epsilon
             )
+            # Behind the layer, not in it: what else is added to the layer's output comes before the norm (LoRA).
+            self.register_forward_hook(self._normalise)
 
-    def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Output `[S, B, H]`, normalised if so built, and a bias that is still to be added."""
-        output, bias = super().forward(input_)
-        if self.post_layernorm is None:
-            return output, bias
-        return self.post_layernorm(output if bias is None else output + bias), None
+    def _normalise(
+        self, layer: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor | None]
+    ) -> tuple[Tensor, None]:
+        """Output `[S, B, H]`, normalised with its bias, so that none is still to be added."""
+        hidden_SBH, bias = output
+        return self.post_layernorm(hidden_SBH if bias is None else hidden_SBH + bias), None

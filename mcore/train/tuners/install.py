@@ -1,0 +1,213 @@
+"""A model with its weights frozen and adapters put on: what training with `tuner_type: lora` changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from torch import Tensor
+
+from mcore.bridge.dims import ModelDims
+from mcore.bridge.families import dims_of
+from mcore.errors import ConfigError, Problem
+from mcore.train.tuners.lora import Adapter, ColumnAdapter, EmbeddingAdapter, RouterAdapter, RowAdapter
+from mcore.train.tuners.pair import Pair, Share, tensor_share
+from mcore.train.tuners.targets import EXPERTS, Target, choose_targets
+
+
+@dataclass(frozen=True, slots=True)
+class LoraOptions:
+    """What an adapter is: names and rank, and how strong it is."""
+
+    target_modules: tuple[str, ...]
+    lora_rank: int
+    lora_alpha: float
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+
+    @property
+    def scale(self) -> float:
+        """Factor on `B @ A`. Source: rank-stabilised LoRA, arXiv 2312.03732."""
+        return self.lora_alpha / (math.sqrt(self.lora_rank) if self.use_rslora else self.lora_rank)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapters:
+    """All adapters of a model on this rank.
+
+    Attributes:
+        adapters: By the layer that they are on.
+        targets: The modules of the whole model that have one, on whatever rank.
+    """
+
+    adapters: tuple[tuple[torch.nn.Module, Adapter], ...]
+    targets: tuple[Target, ...]
+
+    @property
+    def pairs(self) -> Iterator[Pair]:
+        """This rank's pairs of matrices."""
+        for _, adapter in self.adapters:
+            for pair in adapter.pairs:
+                assert isinstance(pair, Pair)
+                yield pair
+
+    def sharded_state_dict(self) -> dict[str, ShardedTensor]:
+        """This rank's parts of all matrices, by the names that an adapter file has for them."""
+        return {key: tensor for pair in self.pairs for key, tensor in pair.sharded().items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take this rank's parts, by name."""
+        for pair in self.pairs:
+            for key, _, parameter in pair.matrices():
+                parameter.copy_(state[key])
+
+    @torch.no_grad()
+    def merge(self, dtype: torch.dtype) -> None:
+        """Add all adapters to the weights, rounded once, to `dtype`, and take them off. For proofs only."""
+        for layer, adapter in self.adapters:
+            weight: Any = layer.weight
+            weight.copy_((weight.double() + adapter.delta()).to(dtype))
+            for pair in adapter.pairs:
+                pair.lora_B.zero_()  # type: ignore[union-attr, operator]
+
+
+def install_adapters(module: GPTModel, hf_config: Mapping[str, Any], options: LoraOptions, *, seed: int) -> Adapters:
+    """Freeze a model's weights and put adapters on it; all ranks call it, once the weights are loaded.
+
+    Layers for further tokens (MTP) get none: transformers does not know them.
+
+    Args:
+        module: This rank's part of the model, of backend `torch`.
+        hf_config: Its `config.json`.
+        options: What adapters, and on which modules.
+        seed: The run's.
+
+    Raises:
+        ConfigError: Some modules can't have adapters, or not in this layout. Lists all of them.
+    """
+    targets = choose_targets(options.target_modules, hf_config)
+    dims = dims_of(hf_config)
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    adapters, problems = [], []
+    for _, group in groupby(targets, key=lambda target: (target.mcore_module, target.expert)):
+        of_layer = list(group)
+        layer = _layer(module, of_layer[0])
+        if layer is None:
+            continue
+        adapter = _adapter(layer, of_layer, dims, options, seed)
+        if isinstance(adapter, Problem):
+            problems.append(adapter)
+            continue
+        layer.add_module("lora", adapter)
+        adapters.append((layer, adapter))
+    if not adapters and not problems:
+        text = "modules on every pipeline stage"
+        problems.append(Problem("train.target_modules", text, f"none on that of rank {dist.get_rank()}"))
+    _raise_on_all_ranks(problems)
+    if module.pre_process and module.config.recompute_granularity == "full":
+        # A recomputed layer only has gradients if its input has one, and nothing in front of the first layer learns.
+        module.embedding.register_forward_hook(lambda layer, inputs, output: output.requires_grad_())
+    return Adapters(tuple(adapters), targets)
+
+
+def _layer(module: GPTModel, target: Target) -> Any:
+    """Megatron's layer of a target, if this rank has it."""
+    if target.layer is None:
+        return module.embedding.word_embeddings if module.pre_process else None
+    for layer in module.decoder.layers:
+        if layer.layer_number - 1 == target.layer:
+            break
+    else:
+        return None
+    path = target.mcore_module.removeprefix(f"decoder.layers.{target.layer}.")
+    if target.expert is None:
+        return layer.get_submodule(path)
+    experts = layer.mlp.experts
+    number = target.expert - experts.ep_group.rank() * experts.num_local_experts
+    if not 0 <= number < experts.num_local_experts:
+        return None
+    return experts.local_experts[number].get_submodule(f".{path}".partition(EXPERTS)[2])
+
+
+def _adapter(
+    layer: Any, targets: Sequence[Target], dims: ModelDims, options: LoraOptions, seed: int
+) -> Adapter | Problem:
+    first = targets[0]
+    is_expert = first.expert is not None
+    rows, columns = first.rule.mcore_shape(dims)
+    mine = tensor_share(0, of_expert=is_expert)
+
+    def pair(target: Target, in_size: int, out_size: int, share_a: Share, share_b: Share) -> Pair:
+        return Pair(
+            target,
+            rank=options.lora_rank,
+            in_size=in_size,
+            out_size=out_size,
+            share_a=share_a,
+            share_b=share_b,
+            like=layer.weight,
+            seed=seed,
+        )
+
+    common = {"scale": options.scale, "dropout": options.lora_dropout}
+    whole_a, whole_b = Share(1), Share(0)
+    if first.kind == "embedding":
+        by_columns = Share(1, mine.rank, mine.size)
+        padded = layer.weight.shape[0] * mine.size
+        return EmbeddingAdapter(layer, [pair(first, padded, columns, by_columns, whole_b)], **common)
+    if first.kind == "router":
+        return RouterAdapter(layer, [pair(first, columns, rows, whole_a, whole_b)], **common)
+    if isinstance(layer, RowParallelLinear):
+        by_columns = Share(1, mine.rank, mine.size)
+        return RowAdapter(layer, [pair(first, columns, rows, by_columns, whole_b)], **common)
+    if not isinstance(layer, ColumnParallelLinear):
+        name = f"train.target_modules: {first.mcore_module}"
+        return Problem(name, "a linear layer of backend torch", type(layer).__name__, "Set train.backend: torch.")
+    hf_shapes = first.rule.hf_shapes(dims)
+    pairs, places = [], []
+    for target in targets:
+        own = _own_rows(target, rows, dims, mine)
+        num_rows = hf_shapes[target.part][0]
+        if own is None or len(own) * mine.size != num_rows:
+            name = f"train.target_modules: {target.hf_module}"
+            return Problem(name, "rows that lie together on every tensor parallel rank", "rows that don't")
+        pairs.append(pair(target, columns, num_rows, whole_a, mine))
+        places.append(own)
+    return ColumnAdapter(layer, pairs, places, **common)
+
+
+def _own_rows(target: Target, num_rows: int, dims: ModelDims, share: Share) -> Tensor | None:
+    """Rows of this rank's part of a weight that a Hugging Face module's rows are, in that module's order.
+
+    None if its rows on this rank are not the share of them that the adapter's file is divided by.
+    """
+    blocks = 2 if target.rule.mcore.endswith("linear_fc1.weight") else 1  # gate's rows and up's are divided each
+    width = num_rows // blocks // share.size
+    found: list[tuple[int, int]] = []
+    for block in range(blocks):
+        first = block * (num_rows // blocks) + share.rank * width
+        for run in target.rule.runs_within(first, first + width, dims):
+            if run.part == target.part:
+                own = run.mcore_row - first + block * width
+                found += [(run.hf_row + number * run.hf_step, own + number) for number in range(run.num_rows)]
+    found.sort()
+    hf_rows = [hf_row for hf_row, _ in found]
+    together = hf_rows == list(range(share.rank * len(found), (share.rank + 1) * len(found)))
+    return torch.tensor([own for _, own in found]) if together else None
+
+
+def _raise_on_all_ranks(problems: Sequence[Problem]) -> None:
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, list(problems))
+    if everything := list(dict.fromkeys(problem for of_rank in gathered for problem in of_rank)):
+        raise ConfigError("these modules can't have adapters in this layout", everything)

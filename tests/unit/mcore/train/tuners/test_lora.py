@@ -1,0 +1,119 @@
+"""Adapters on a megatron-core model in one process: logits and gradients of PEFT's, and weights that stay."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mcore.backend.layout import Layout
+from mcore.backend.model import build_model
+from mcore.backend.parallel import parallel_processes
+from mcore.errors import ConfigError
+from mcore.train.tuners.install import Adapters, LoraOptions, install_adapters
+from tests.lora_reference import Lora, random_matrices
+from tests.tiny_models import PADDED_VOCAB_SIZE, fill, mcore_tensors, tiny_hf_model
+
+CASES = [
+    ("llama", ("all-linear", "all-embedding")),
+    ("qwen3_tied", ("q_proj", "v_proj", "mlp.gate_proj")),  # parts of joint layers without the others
+    ("phi3", ("all-linear",)),  # q, k and v in one tensor, gate and up in another
+    ("gemma2", ("linear_qkv", "linear_proj", "linear_fc2")),  # norms behind linear layers
+    ("qwen3_moe", ("all-linear", "all-router")),
+    ("qwen2_moe", ("shared_experts.linear_fc1", "experts.linear_fc2")),
+    ("deepseek_v3", ("all-linear", "all-router")),
+]
+
+
+def options(targets: tuple[str, ...], **more: object) -> LoraOptions:
+    return LoraOptions(target_modules=targets, lora_rank=4, lora_alpha=6.0, use_rslora=True, **more)
+
+
+def with_adapters(name: str, wanted: LoraOptions) -> tuple[torch.nn.Module, Adapters]:
+    model, config = tiny_hf_model(name)
+    module = build_model(
+        config, padded_vocab_size=PADDED_VOCAB_SIZE, layout=Layout(), params_dtype=torch.float32, backend="torch"
+    )
+    fill(module, mcore_tensors(model, config, padded_vocab_size=PADDED_VOCAB_SIZE))
+    return module, install_adapters(module, config, wanted, seed=1)
+
+
+def logits(module: torch.nn.Module, ids: torch.Tensor, vocab: int) -> torch.Tensor:
+    positions = torch.arange(ids.shape[1]).expand_as(ids)
+    return module(ids, positions, None)[..., :vocab]
+
+
+@pytest.mark.parametrize(("name", "targets"), CASES)
+def test_logits_and_gradients_are_those_of_peft(name: str, targets: tuple[str, ...]) -> None:
+    wanted = options(targets)
+    model, config = tiny_hf_model(name)
+    vocab = config["vocab_size"]
+    ids = torch.randint(vocab, (3, 20), generator=torch.Generator().manual_seed(0))
+    labels = ids.roll(-1, dims=1)
+    matrices = random_matrices(wanted, model, config)
+    reference = Lora(model, config, wanted, matrices)
+    expected = reference.model(input_ids=ids).logits
+    F.cross_entropy(expected.flatten(0, 1), labels.flatten()).backward()
+    with parallel_processes(Layout()):
+        module, adapters = with_adapters(name, wanted)
+        before = {key: value.clone() for key, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
+        fresh = logits(module, ids, vocab)
+        for pair in adapters.pairs:
+            pair.fill(*(_padded(matrices[key], parameter) for key, _, parameter in pair.matrices()))
+        found = logits(module, ids, vocab)
+        F.cross_entropy(found.flatten(0, 1), labels.flatten()).backward()
+        scale = expected.std()
+        assert (fresh - expected).abs().max() > 0.1 * scale
+        assert ((found - expected).abs().max() / scale).item() < 2e-5
+        gradients = {key: parameter.grad for pair in adapters.pairs for key, _, parameter in pair.matrices()}
+        assert gradients.keys() == reference.parameters.keys()
+        for key, parameter in reference.parameters.items():
+            of_peft, largest = parameter.grad, parameter.grad.abs().max()
+            assert largest > 0 or ".experts." in key, key
+            ours = gradients[key] if gradients[key] is not None else torch.zeros_like(parameter)
+            assert torch.allclose(ours[:, : of_peft.shape[1]], of_peft, rtol=1e-4, atol=1e-5 * max(largest, 1e-3)), key
+        assert all(parameter.grad is None for key, parameter in module.named_parameters() if ".lora." not in key)
+        adapters.merge(torch.float32)
+        merged = logits(module, ids, vocab)
+        assert ((merged - expected).abs().max() / scale).item() < 2e-5
+        assert all(torch.equal(module.state_dict()[key], before[key]) for key in before if "norm" in key)
+
+
+def _padded(whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    return F.pad(whole, (0, parameter.shape[1] - whole.shape[1])) if whole.shape[0] == parameter.shape[0] else whole
+
+
+def test_a_fresh_adapter_changes_nothing() -> None:
+    ids = torch.arange(20)[None]
+    with parallel_processes(Layout()):
+        module, adapters = with_adapters("llama", options(("all-linear", "all-embedding")))
+        with_fresh = logits(module, ids, 250)
+        adapters.merge(torch.float32)
+        assert torch.equal(logits(module, ids, 250), with_fresh)
+
+
+def test_dropout_is_off_in_evaluation_and_on_in_training() -> None:
+    ids = torch.arange(20)[None]
+    with parallel_processes(Layout()):
+        module, adapters = with_adapters("llama", options(("linear_qkv",), lora_dropout=0.5))
+        for pair in adapters.pairs:
+            torch.nn.init.ones_(pair.lora_B)
+        first, second = logits(module, ids, 250), logits(module, ids, 250)
+        assert not torch.equal(first, second)
+        module.eval()
+        assert torch.equal(logits(module, ids, 250), logits(module, ids, 250))
+
+
+@pytest.mark.parametrize(
+    ("name", "targets", "what"),
+    [
+        ("llama", ("q_projj",), "train.target_modules: q_projj: expected all-linear"),
+        ("llama", ("lm_head",), "train.target_modules: lm_head"),
+        ("qwen3_tied", ("embed_tokens",), "as the output layer shares its weight"),
+        ("gpt_oss", ("all-linear",), "which the model's files hold stacked over all experts"),
+    ],
+)
+def test_what_can_not_have_an_adapter_is_named(name: str, targets: tuple[str, ...], what: str) -> None:
+    with parallel_processes(Layout()), pytest.raises(ConfigError) as error:
+        with_adapters(name, options(targets))
+    assert what in str(error.value)
