@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,12 @@ import torch
 from tokenizers import Tokenizer, models
 
 from mcore.bridge.convert import convert
+from mcore.bridge.export import export
 from mcore.data.template import load_tokenizer
+from mcore.errors import CheckpointError
 from mcore.verify.prompts import prompt_set
 from mcore.verify.traces import load_hf_model
-from tests.hf_folders import write_hf_folder
+from tests.hf_folders import assert_same_weights, weights_of, write_hf_folder
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("configs", "flows", "mcore", "tasks", "benchmarks")
@@ -80,4 +84,37 @@ def test_code_in_a_models_folder_is_never_run(folder, tmp_path):
             read(folder)
         except Exception as exc:
             assert type(exc).__module__ == "mcore.errors"
+    assert not (tmp_path / "ran").exists()
+
+
+class Bomb:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("name", ["common.pt", "__0_0.distcp", ".metadata"])
+def test_no_pickle_of_a_checkpoint_from_elsewhere_is_opened_freely(tmp_path, name):
+    write_hf_folder(tmp_path / "hf", "qwen3")
+    convert(tmp_path / "hf", tmp_path / "mcore")
+    file = tmp_path / "mcore" / "release" / name
+    if name == ".metadata":
+        file.write_bytes(pickle.dumps([Bomb(tmp_path / "ran"), pickle.loads(file.read_bytes())]))
+    elif name == "common.pt":
+        torch.save({"args": Bomb(tmp_path / "ran"), "iteration": 0}, file)
+    else:
+        whole = io.BytesIO()
+        torch.save(Bomb(tmp_path / "ran"), whole)
+        file.write_bytes(whole.getvalue().ljust(file.stat().st_size, b"\0"))
+    try:
+        export(tmp_path / "mcore", tmp_path / "back")
+    except CheckpointError as error:
+        assert name != "common.pt" and error.problems
+    else:
+        assert name == "common.pt"  # weights do not need it, so it is not opened
+        assert_same_weights(weights_of(tmp_path / "back"), weights_of(tmp_path / "hf"))
     assert not (tmp_path / "ran").exists()
