@@ -70,12 +70,20 @@ def convert(
         int, typer.Option(min=1, help="Pad the vocabulary with zero rows to a multiple of this.")
     ] = 128,
     workers: Workers = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be written, and how long it would take.")
+    ] = False,
+    disk_gb_per_s: Annotated[
+        float | None, typer.Option(min=0.001, help="Disk speed that a dry run goes by; measured if not given.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Hugging Face to megatron-core: DIR/release/, the tracker, and DIR/hf/ with config and tokenizer for export."""
-    refuse_existing(output, overwrite=overwrite)
+    if not dry_run:
+        refuse_existing(output, overwrite=overwrite)
+    speed = [] if disk_gb_per_s is None else ["--disk-gb-per-s", disk_gb_per_s]
     divisor = ["--make-vocab-size-divisible-by", make_vocab_size_divisible_by]
-    options = [*divisor, "--workers", workers, *_flag(overwrite=overwrite)]
+    options = [*divisor, "--workers", workers, *speed, *_flag(overwrite=overwrite, dry_run=dry_run)]
     become(_convert_command(_local_model(model), output, *options))
 
 

@@ -89,6 +89,19 @@ def refuse_missing(**paths: Path) -> None:
         raise ConfigError("what the command works on is not there", problems)
 
 
+def refuse_too_little_room(output: Path, num_bytes: int) -> None:
+    """Check that an output folder's disk has room for what is to be written, before any of it is.
+
+    Raises:
+        ConfigError: It has not.
+    """
+    folder = next(path for path in output.absolute().parents if path.is_dir())
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        expected, found = f"{num_bytes / 1e9:.3f} GB free", f"{free / 1e9:.3f} GB"
+        raise ConfigError("there is too little room for the output", [Problem(str(folder), expected, found)])
+
+
 @contextmanager
 def whole_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a folder to write into; it becomes `output` in one rename when the block ends well.

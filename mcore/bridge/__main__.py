@@ -29,9 +29,22 @@ def convert(
         str | None, typer.Option(metavar="TEXT", help="What HF is, for the metrics of the checkpoint.")
     ] = None,
     workers: Workers = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be written, and how long it would take.")
+    ] = False,
+    disk_gb_per_s: Annotated[
+        float | None, typer.Option(min=0.001, help="Disk speed that a dry run goes by; measured if not given.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Hugging Face folder to megatron-core checkpoint (torch_dist)."""
+    if dry_run:
+        from mcore.bridge.dry_run import dry_run as lines
+
+        options = {"make_vocab_size_divisible_by": make_vocab_size_divisible_by, "disk_gb_per_s": disk_gb_per_s}
+        for line in lines(hf, output, **options):  # type: ignore[arg-type]
+            typer.echo(line)
+        return
     from mcore.bridge.convert import convert as run  # torch and megatron: seconds that --help need not wait for
 
     metrics = run(

@@ -24,7 +24,7 @@ from mcore.bridge.rules import Family, Run
 from mcore.bridge.spans import Span, SpanReader
 from mcore.bridge.workers import Piece, divide, do_all
 from mcore.errors import Problem, SourceError
-from mcore.folders import refuse_existing, whole_folder
+from mcore.folders import refuse_existing, refuse_too_little_room, whole_folder
 from mcore.progress import Advance, progress
 from mcore.select import RELEASE, TRACKER
 
@@ -88,10 +88,13 @@ def convert(
 
 
 def _write_release(checked: Conversion, folder: Path, num_workers: int) -> int:
+    pieces = _pieces(checked)
+    num_bytes = sum(piece.num_bytes for piece in pieces)
+    refuse_too_little_room(folder, num_bytes)
     folder.mkdir()
-    shares = divide(_pieces(checked), num_workers)
+    shares = divide(pieces, num_workers)
     tasks = [partial(_write_shard, checked, folder, number, share) for number, share in enumerate(shares)]
-    with progress("convert", sum(piece.num_bytes for share in shares for piece in share), "bytes") as advance:
+    with progress("convert", num_bytes, "bytes") as advance:
         written, problems = zip(*do_all(tasks, advance), strict=True)
     if any(problems):
         found = dict.fromkeys(chain.from_iterable(problems))

@@ -31,7 +31,7 @@ from mcore.bridge.hf_writer import (
 from mcore.bridge.plan import Described, Plan, Step, mcore_shapes_of, plan_export
 from mcore.bridge.spans import SpanReader
 from mcore.bridge.workers import Piece, divide, do_all
-from mcore.folders import refuse_existing, whole_folder
+from mcore.folders import refuse_existing, refuse_too_little_room, whole_folder
 from mcore.progress import Advance, progress, say
 from mcore.select import select_checkpoint
 
@@ -82,6 +82,7 @@ def export(
     plan = plan_export(family, dims, mcore=tensors)
     specs = tensor_specs(plan, tensors, torch_dtype)
     shards = divide_into_shards(specs.values(), int(max_shard_size_gb * 1e9))
+    refuse_too_little_room(output, sum(spec.num_bytes for spec in specs.values()))
     with whole_folder(output, overwrite=overwrite) as folder:
         copy_small_files(hf, folder)
         exported = exported_config(config, main_dtype(specs))

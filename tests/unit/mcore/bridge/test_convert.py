@@ -210,6 +210,17 @@ def test_an_existing_output_is_refused_unless_it_may_be_replaced(tmp_path):
         export(tmp_path / "mcore", tmp_path / "hf")
 
 
+def test_too_little_room_is_seen_before_anything_is_written(tmp_path, monkeypatch):
+    write_hf_folder(tmp_path / "hf", "llama")
+    convert(tmp_path / "hf", tmp_path / "mcore")
+    free = shutil.disk_usage(tmp_path)._replace(free=600_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    for run, source in ((convert, "hf"), (export, "mcore")):
+        with pytest.raises(ConfigError, match=r"too little room(.|\n)*found 0.001 GB"):
+            run(tmp_path / source, tmp_path / "output")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "mcore"]
+
+
 def test_an_export_without_the_small_files_or_of_a_damaged_checkpoint(tmp_path):
     write_hf_folder(tmp_path / "hf", "llama")
     convert(tmp_path / "hf", tmp_path / "mcore")
