@@ -364,10 +364,18 @@ def _interpreter_problems(python: str) -> list[Problem]:
 
 
 def _train_problems(train: TrainConfig) -> list[Problem]:
-    if train.backend == "transformer_engine" and importlib.util.find_spec("transformer_engine") is None:
-        fix = "Install it (requirements/gpu.txt), or set backend to auto or torch."
-        return [Problem("train.backend: transformer_engine", "Transformer Engine to be installed", "not", fix)]
-    return []
+    if importlib.util.find_spec("transformer_engine") is not None:
+        return []
+    fixes = {"backend": "set backend to auto or torch"}
+    return [
+        Problem(
+            f"train.{name}: {str(getattr(train, name)).lower()}",
+            "Transformer Engine to be installed",
+            "not",
+            f"Install it (requirements/gpu.txt), or {fixes.get(name, 'leave the field out')}.",
+        )
+        for name in train.fields_for_transformer_engine
+    ]
 
 
 def _select_problems(select: SelectConfig, groups: _Groups) -> list[Problem]:

@@ -96,6 +96,7 @@ def tiny_run(folder: Path, *, nproc: int = 1, **train: Any) -> RunConfig:
         "min_lr": 1e-4,
         "lr_warmup_iters": 3,
         "torch_dtype": "float32",
+        "cross_entropy_chunk_tokens": 16,
         "save_steps": 100,
         "eval_steps": 4,
     } | train

@@ -6,16 +6,14 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from configs.schema.base import StrictModel
+from configs.schema.lora import LoraFields
 
 
-class TrainConfig(StrictModel):
+class TrainConfig(LoraFields):
     """One training run: method, layout, batch, schedule, precision, checkpoints."""
 
     method: Literal["pt", "sft"] = "sft"
     """`pt`: loss on all tokens of `text`; `sft`: loss on the assistant's tokens of `messages`."""
-    tuner_type: Literal["full"] = "full"
-    """Which parameters learn: all of them."""
     backend: Literal["auto", "transformer_engine", "torch"] = "auto"
     """Layer implementation. `auto` takes Transformer Engine where CUDA is there and it imports, else torch (SDPA)."""
 
@@ -62,6 +60,20 @@ class TrainConfig(StrictModel):
 
     torch_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of parameters and activations. With bfloat16 the optimizer keeps fp32 main weights."""
+    cross_entropy_chunk_tokens: int | None = Field(default=4096, ge=1)
+    """Trained tokens whose logits are held at once; null for all of a micro-batch. Changes memory and rounding only."""
+    gradient_accumulation_fusion: bool | None = None
+    """Add weight gradients to the main gradients inside the matrix product. null: with backend `transformer_engine`,
+    which alone can."""
+    use_precision_aware_optimizer: bool = False
+    """Adam of Transformer Engine on the gradients as they are; of the fp32 main weights it keeps only the half that the
+    bfloat16 weights lack. Needs CUDA, bfloat16 and the distributed optimizer."""
+    main_grads_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype in which gradients are summed; bfloat16 with `use_precision_aware_optimizer` only."""
+    exp_avg_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of Adam's first moment; bfloat16 with `use_precision_aware_optimizer` only."""
+    exp_avg_sq_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of Adam's second moment; bfloat16 with `use_precision_aware_optimizer` only."""
     recompute_granularity: Literal["none", "selective", "full"] = "none"
     """Which activations are computed again in the backward pass instead of kept."""
     recompute_method: Literal["uniform", "block"] | None = None
@@ -103,9 +115,38 @@ class TrainConfig(StrictModel):
             problems.append("recompute_granularity: full needs recompute_method and recompute_num_layers")
         if self.recompute_granularity != "full" and (self.recompute_method or self.recompute_num_layers):
             problems.append("recompute_method and recompute_num_layers belong to recompute_granularity: full")
+        problems += self._precision_problems()
+        problems += self.lora_problems()
+        if self.tuner_type == "lora" and self.save_safetensors:
+            problems.append("save_safetensors writes whole weights; tuner_type: lora has adapters only")
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _precision_problems(self) -> list[str]:
+        problems = []
+        if self.gradient_accumulation_fusion and self.backend == "torch":
+            problems.append("gradient_accumulation_fusion needs backend transformer_engine")
+        if self.use_precision_aware_optimizer:
+            if not self.use_distributed_optimizer:
+                problems.append("use_precision_aware_optimizer needs use_distributed_optimizer")
+            if self.torch_dtype != "bfloat16":
+                problems.append("use_precision_aware_optimizer needs torch_dtype: bfloat16")
+        else:
+            fields = ("main_grads_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
+            low = [name for name in fields if getattr(self, name) != "float32"]
+            problems += [f"{name}: bfloat16 needs use_precision_aware_optimizer" for name in low]
+        return problems
+
+    @property
+    def fields_for_transformer_engine(self) -> tuple[str, ...]:
+        """Fields that ask for what only Transformer Engine has, on a CUDA device."""
+        asked = {
+            "backend": self.backend == "transformer_engine",
+            "gradient_accumulation_fusion": bool(self.gradient_accumulation_fusion),
+            "use_precision_aware_optimizer": self.use_precision_aware_optimizer,
+        }
+        return tuple(name for name, is_asked in asked.items() if is_asked)
 
     @property
     def model_parallel_size(self) -> int:

@@ -60,7 +60,7 @@ class ChosenTokenLosses:
         shared = self.model.share_embeddings_and_output_weights
         weight_VH = self.model.shared_embedding_or_output_weight() if shared else self.model.output_layer.weight
         chunk_tokens = self.chunk_tokens or max(1, len(hidden_TH))
-        losses_T: Tensor = _ChunkedLosses.apply(
+        losses_T: Tensor = _ChunkedLosses.apply(  # type: ignore[no-untyped-call]
             hidden_TH, weight_VH, labels[0], self._of_chunk, chunk_tokens, torch.is_grad_enabled()
         )
         return losses_T[None]
@@ -119,7 +119,7 @@ class _ChunkedLosses(torch.autograd.Function):
         return losses_T
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor | None, ...]:
         scale = grad_T[:1].sum()
         if any(grad_T.stride()):

@@ -37,6 +37,10 @@ FIELDS = (
     "adam_eps",
     "seed",
     "torch_dtype",
+    "use_precision_aware_optimizer",
+    "main_grads_dtype",
+    "exp_avg_dtype",
+    "exp_avg_sq_dtype",
 )
 """Fields of `train` that decide what is learnt, or what a checkpoint holds."""
 

@@ -69,11 +69,16 @@ def mfu(flops: float, seconds: float, world_size: int) -> float | None:
 
     None on a CPU and on a device whose peak is not in `PEAK_BF16_FLOPS`.
     """
+    peak = peak_flops()
+    return None if peak is None else flops / (seconds * world_size * peak)
+
+
+def peak_flops() -> float | None:
+    """Of this process' device, from `PEAK_BF16_FLOPS`; None on a CPU and on a device that is not there."""
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()
-    peak = next((value for key, value in PEAK_BF16_FLOPS.items() if key in name.split()), None)
-    return None if peak is None else flops / (seconds * world_size * peak)
+    return next((value for key, value in PEAK_BF16_FLOPS.items() if key in name.split()), None)
 
 
 def peak_memory_gib() -> float:

@@ -15,7 +15,8 @@ from megatron.core.transformer.module import Float16Module
 from configs.schema.train import TrainConfig
 from mcore.backend.layout import Layout
 from mcore.backend.model import build_model
-from mcore.backend.specs import resolve_backend
+from mcore.backend.specs import Backend, resolve_backend
+from mcore.errors import Problem
 from mcore.train import adam
 from mcore.train.base import Base
 from mcore.train.schedule import Schedule, lr_scheduler
@@ -40,6 +41,23 @@ class Training:
     scheduler: OptimizerParamScheduler
 
 
+def engine_problems(config: TrainConfig, backend: Backend) -> list[Problem]:
+    """Everything that a run asks of Transformer Engine where it can't have it."""
+    problems = []
+    if config.gradient_accumulation_fusion and backend == "torch":
+        problems.append(
+            Problem(
+                "train.gradient_accumulation_fusion",
+                "backend transformer_engine",
+                "backend torch",
+                "Leave it null: it is used where it can be.",
+            )
+        )
+    if config.use_precision_aware_optimizer and resolve_backend("auto") == "torch":
+        problems.append(Problem("train.use_precision_aware_optimizer", "Transformer Engine and CUDA", "not both"))
+    return problems
+
+
 def build_training(
     config: TrainConfig,
     schedule: Schedule,
@@ -62,15 +80,18 @@ def build_training(
         InputError, CheckpointError: The base does not hold the model.
     """
     dtype = DTYPES[config.torch_dtype]
+    backend = resolve_backend(config.backend)
+    fusion = config.gradient_accumulation_fusion
     module = build_model(
         base.hf_config,
         padded_vocab_size=base.padded_vocab_size,
         layout=layout,
         params_dtype=dtype,
-        backend=resolve_backend(config.backend),
+        backend=backend,
         recompute_granularity=config.recompute_granularity,
         recompute_method=config.recompute_method,
         recompute_num_layers=config.recompute_num_layers,
+        gradient_accumulation_fusion=backend == "transformer_engine" if fusion is None else fusion,
     )
     model_config = module.config
     model_config.calculate_per_token_loss = True
@@ -81,7 +102,8 @@ def build_training(
     model = DistributedDataParallel(
         model_config,
         DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True, use_distributed_optimizer=config.use_distributed_optimizer
+            grad_reduce_in_fp32=config.main_grads_dtype == "float32",
+            use_distributed_optimizer=config.use_distributed_optimizer,
         ),
         wrapped,
     )
@@ -99,6 +121,10 @@ def build_training(
             params_dtype=dtype,
             bf16=dtype == torch.bfloat16,
             use_distributed_optimizer=config.use_distributed_optimizer,
+            use_precision_aware_optimizer=config.use_precision_aware_optimizer,
+            main_grads_dtype=DTYPES[config.main_grads_dtype],
+            exp_avg_dtype=DTYPES[config.exp_avg_dtype],
+            exp_avg_sq_dtype=DTYPES[config.exp_avg_sq_dtype],
         ),
         [model],
     )

@@ -24,7 +24,7 @@ from mcore.train.fingerprint import claim, fingerprint
 from mcore.train.housekeeping import remove_unfinished
 from mcore.train.loop import Loop
 from mcore.train.metrics import SUMMARY
-from mcore.train.model import build_training
+from mcore.train.model import build_training, engine_problems
 from mcore.train.schedule import Schedule
 from mcore.train.stop import StopRequest
 
@@ -72,7 +72,7 @@ def train(run: RunConfig, base: Path, output: Path, stop: StopRequest | None = N
         _say(f"{output} is complete at iteration {schedule.train_iters}")
         return
     training = build_training(config, schedule, start, layout, has_weights=resumed is None)
-    method.prepare(training.module)
+    method.prepare(training.module, config)
     position = Position()
     if resumed is not None:
         position = checkpoint.load(resumed.path, training, layout)
@@ -96,6 +96,7 @@ def train(run: RunConfig, base: Path, output: Path, stop: StopRequest | None = N
 
 def _check(config: TrainConfig, layout: Layout, base: Base) -> None:
     problems = layout.problems(base.hf_config, padded_vocab_size=base.padded_vocab_size)
+    problems += engine_problems(config, resolve_backend(config.backend))
     samples = config.micro_batch_size * parallel_state.get_data_parallel_world_size()
     if config.global_batch_size % samples:
         problems.append(
@@ -107,7 +108,6 @@ def _check(config: TrainConfig, layout: Layout, base: Base) -> None:
         )
     if problems:
         raise ConfigError("the run does not fit the model and the processes", problems)
-    resolve_backend(config.backend)
 
 
 def _agree(mark: dict[str, Any]) -> None:

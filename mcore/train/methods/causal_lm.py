@@ -1,9 +1,10 @@
 """Next-token prediction, what SFT and PT have in common: they differ in which tokens are trained.
 
 Logits are only computed where a token is trained. In SFT that is a part of all tokens (a quarter in the demo), and the
-output layer is the widest of all: a fifth of the work in a small model, and the largest activations in any.
+output layer is the widest of all: a fifth of the work in a small model, and the largest activations in any, so that
+they are made for a chunk of the tokens at a time (`mcore.backend.cross_entropy`).
 
-Shape suffixes: B micro-batch, S sequence, H hidden, T trained tokens of the micro-batch.
+Shape suffixes: B micro-batch, S sequence, T trained tokens of the micro-batch.
 """
 
 from __future__ import annotations
@@ -13,33 +14,19 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor
 
+from configs.schema.train import TrainConfig
+from mcore.backend.cross_entropy import ChosenTokenLosses
 from mcore.train.batches import MicroBatch
 
 LossOutput = tuple[Tensor, Tensor, dict[str, Tensor]]
 
 
-def prepare(module: GPTModel) -> None:
-    """Make the output layer of a model, on the pipeline stage that has it, compute trained tokens only."""
-    if not module.post_process:
-        return
-    layer = module.output_layer
-    divided_sequence = layer.sequence_parallel
-    if divided_sequence:
-        # Which rows are trained can only be said of the whole sequence, so it is gathered before the layer, not in it.
-        layer.sequence_parallel, layer.allreduce_dgrad = False, True
-
-    def keep_trained(layer: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden_SBH = inputs[0]
-        if divided_sequence:
-            hidden_SBH = gather_from_sequence_parallel_region(hidden_SBH, tensor_parallel_output_grad=False)
-        hidden_T1H = hidden_SBH.flatten(0, 1).index_select(0, layer.trained_places_T).unsqueeze(1)
-        return (hidden_T1H, *inputs[1:])
-
-    layer.register_forward_pre_hook(keep_trained)
+def prepare(module: GPTModel, config: TrainConfig) -> None:
+    """Have a model, on the pipeline stage with the output layer, give the losses of trained tokens only."""
+    ChosenTokenLosses(module, config.cross_entropy_chunk_tokens)
 
 
 def forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
@@ -49,7 +36,7 @@ def forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple
     """
     batch = next(batches)
     if get_attr_wrapped_model(model, "post_process"):
-        get_attr_wrapped_model(model, "output_layer").trained_places_T = batch.trained_places_T
+        get_attr_wrapped_model(model, "_postprocess").places_T = batch.trained_places_T
     return model(batch.tokens_BS, batch.position_ids_BS, None, labels=batch.labels_1T), summed_loss
 
 

@@ -20,6 +20,8 @@ EVALUATION = {"evaluate_base", "evaluate_tuned", "compare"}
 EVERYTHING_BEHIND_FETCH = FROM_CONVERT | EVALUATION
 NOTHING: set[str] = set()
 
+LORA = {"train.tuner_type": "lora"}
+
 # Field: (new value, stages whose keys change). Values in a mapping set further fields, where one alone is no valid run.
 TABLE = {
     "name": ("other", NOTHING),
@@ -42,6 +44,13 @@ TABLE = {
     "data.data_seed": (1, FROM_TRAIN),
     "train.method": ("pt", FROM_TRAIN | EVALUATION),
     "train.backend": ("torch", FROM_TRAIN),
+    "train.tuner_type": ("lora", FROM_TRAIN),
+    "train.lora_rank": ({**LORA, "train.lora_rank": 4}, FROM_TRAIN),
+    "train.lora_alpha": ({**LORA, "train.lora_alpha": 4.0}, FROM_TRAIN),
+    "train.lora_dropout": ({**LORA, "train.lora_dropout": 0.1}, FROM_TRAIN),
+    "train.use_rslora": ({**LORA, "train.use_rslora": True}, FROM_TRAIN),
+    "train.target_modules": ({**LORA, "train.target_modules": ["q_proj"]}, FROM_TRAIN),
+    "train.adapter_load": ({**LORA, "train.adapter_load": "adapter"}, FROM_TRAIN),
     "train.tensor_model_parallel_size": (2, FROM_TRAIN),
     "train.pipeline_model_parallel_size": (2, FROM_TRAIN),
     "train.sequence_parallel": ({"train.sequence_parallel": True, "train.tensor_model_parallel_size": 2}, FROM_TRAIN),
@@ -62,6 +71,21 @@ TABLE = {
     "train.adam_eps": (1.0e-6, FROM_TRAIN),
     "train.seed": (1, FROM_TRAIN),
     "train.torch_dtype": ("float32", FROM_TRAIN),
+    "train.cross_entropy_chunk_tokens": (1024, FROM_TRAIN),
+    "train.gradient_accumulation_fusion": (True, FROM_TRAIN),
+    "train.use_precision_aware_optimizer": (True, FROM_TRAIN),
+    "train.main_grads_dtype": (
+        {"train.main_grads_dtype": "bfloat16", "train.use_precision_aware_optimizer": True},
+        FROM_TRAIN,
+    ),
+    "train.exp_avg_dtype": (
+        {"train.exp_avg_dtype": "bfloat16", "train.use_precision_aware_optimizer": True},
+        FROM_TRAIN,
+    ),
+    "train.exp_avg_sq_dtype": (
+        {"train.exp_avg_sq_dtype": "bfloat16", "train.use_precision_aware_optimizer": True},
+        FROM_TRAIN,
+    ),
     "train.recompute_granularity": ("selective", FROM_TRAIN),
     "train.recompute_method": (
         {"train.recompute_granularity": "full", "train.recompute_method": "uniform", "train.recompute_num_layers": 1},

@@ -120,6 +120,17 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"train.backend": "transformer_engine"},
         ["train.backend: transformer_engine: expected Transformer Engine to be installed"],
     ),
+    "settings that need what is not installed": (
+        {
+            "train.gradient_accumulation_fusion": True,
+            "train.use_precision_aware_optimizer": True,
+            "train.torch_dtype": "bfloat16",
+        },
+        [
+            "train.gradient_accumulation_fusion: true: expected Transformer Engine to be installed",
+            "train.use_precision_aware_optimizer: true: expected Transformer Engine to be installed",
+        ],
+    ),
     "a choice without validation": (
         {"select.strategy": "best", "data.val_dataset": []},
         ["select.strategy: best: expected validation rows, found none"],

@@ -17,6 +17,8 @@ MAY_DIFFER = {
     "pipeline_model_parallel_size",
     "sequence_parallel",
     "micro_batch_size",
+    "cross_entropy_chunk_tokens",
+    "gradient_accumulation_fusion",
     "recompute_granularity",
     "recompute_method",
     "recompute_num_layers",

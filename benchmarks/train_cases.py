@@ -1,0 +1,325 @@
+"""One case of `benchmarks.train`: a contender trains a shape for some steps, and prints its figures as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+MARK = "figures: "
+"""Stands before them on their line, as libraries print to stdout as well."""
+SEQUENCE = 4096
+WARMUP_STEPS = 4
+STEPS = 10
+QWEN2 = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "vocab_size": 151936,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+    "attention_dropout": 0.0,
+}
+SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+SHAPES = {
+    "0.5b": QWEN2 | dict(zip(SIZES, (24, 896, 4864, 14, 2), strict=True)),
+    "1.5b": QWEN2 | dict(zip(SIZES, (28, 1536, 8960, 12, 2), strict=True)),
+    "3b": QWEN2 | dict(zip(SIZES, (36, 2048, 11008, 16, 2), strict=True)),
+    "tiny": QWEN2 | dict(zip(SIZES, (2, 64, 128, 4, 2), strict=True)) | {"vocab_size": 256},
+}
+"""Qwen2.5's own sizes, and one to try the benchmark with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is measured.
+
+    Attributes:
+        shape: Of the model, a key of `SHAPES`.
+        contender: Who trains it, a key of `CONTENDERS`.
+        micro_batch_size: Samples a step.
+        settings: Fields of `train`, for ours.
+        profile: Whether some more steps are profiled behind the measured ones.
+    """
+
+    shape: str
+    contender: str
+    micro_batch_size: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    profile: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Trained tokens a step."""
+        return self.micro_batch_size * self.sequence
+
+    @property
+    def sequence(self) -> int:
+        """Tokens of a sample."""
+        return 64 if self.shape == "tiny" else SEQUENCE
+
+    @property
+    def label(self) -> str:
+        """What the card calls it."""
+        if self.contender != "ours":
+            return {"transformers": "transformers, SDPA, fused AdamW in bf16", "trl": "TRL SFTTrainer, SDPA"}[
+                self.contender
+            ]
+        words = [f"ours, {self.settings['backend']}"]
+        if self.settings.get("use_precision_aware_optimizer"):
+            words.append("main weights as remainders")
+        if self.settings.get("main_grads_dtype") == "bfloat16":
+            words.append("gradients and moments in bf16")
+        return ", ".join(words)
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        backend = self.settings.get("backend", "")
+        lean = "-".join(str(value) for key, value in self.settings.items() if key != "backend")
+        return "_".join(filter(None, [self.shape, self.contender, backend, lean, str(self.micro_batch_size)]))
+
+
+def main() -> None:
+    """Import, wait for a line on stdin, train, print."""
+    case = Case(**json.loads(sys.argv[1]))
+    prepare = CONTENDERS[case.contender]()
+    sys.stdin.readline()
+    import torch
+
+    from mcore.bridge.families import dims_of
+    from mcore.train.metrics import model_flops, peak_flops
+
+    step = prepare(case)
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    steps_s, loss = [], float("nan")
+    for _ in range(WARMUP_STEPS + STEPS):
+        start = perf_counter()
+        loss = step()
+        steps_s.append(perf_counter() - start)
+    figures = {
+        "steps_s": steps_s[WARMUP_STEPS:],
+        "flops": model_flops(dims_of(SHAPES[case.shape]), [case.sequence] * case.micro_batch_size, case.tokens),
+        "peak_flops": peak_flops(),
+        "allocated_bytes": torch.cuda.max_memory_allocated() if on_gpu else 0,
+        "reserved_bytes": torch.cuda.max_memory_reserved() if on_gpu else 0,
+        "loss": loss,
+    }
+    if case.profile:
+        Path(sys.argv[2], f"{case.name}.profile").write_text(profile_of(step))
+    sys.stdout.write(f"{MARK}{json.dumps(figures)}\n")
+
+
+def profile_of(step: Callable[[], float]) -> str:
+    """Where the device's time goes in three steps: a table by kernel."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        for _ in range(3):
+            step()
+    return profiled.key_averages().table(sort_by="self_device_time_total", row_limit=40, max_name_column_width=100)
+
+
+def ours() -> Callable[[Case], Callable[[], float]]:
+    """The trainer's own step."""
+    import torch
+    from megatron.core.models.gpt import GPTModel
+
+    from configs.schema.train import TrainConfig
+    from mcore.backend import parallel
+    from mcore.backend.layout import Layout
+    from mcore.bridge.families import dims_of
+    from mcore.data.dataset import TokenDataset
+    from mcore.data.template import Sample
+    from mcore.train.base import Base
+    from mcore.train.loop import Loop
+    from mcore.train.methods import pt
+    from mcore.train.model import build_training
+    from mcore.train.schedule import Schedule
+    from mcore.train.stop import StopRequest
+
+    class RandomBase(Base):
+        """Weights drawn on the device."""
+
+        def fill(self, module: GPTModel) -> None:
+            torch.manual_seed(0)
+            with torch.no_grad():
+                for name, parameter in module.named_parameters():
+                    if "norm" in name:
+                        parameter.fill_(1.0)
+                    elif name.endswith("bias"):
+                        parameter.zero_()
+                    else:
+                        parameter.normal_(std=0.02)
+
+    def prepare(case: Case) -> Callable[[], float]:
+        hf_config: Mapping[str, Any] = SHAPES[case.shape]
+        dims = dims_of(hf_config, make_vocab_size_divisible_by=128)
+        parallel.start(Layout(), seed=1)
+        config = TrainConfig(
+            method="pt",
+            torch_dtype="bfloat16",
+            micro_batch_size=case.micro_batch_size,
+            global_batch_size=case.micro_batch_size,
+            train_iters=100,
+            lr=1e-5,
+            **case.settings,
+        )
+        schedule = Schedule(train_iters=100, lr_warmup_iters=0)
+        base = RandomBase(hf_config, Path(), Path("random"), dims.padded_vocab)
+        training = build_training(config, schedule, base, Layout(), has_weights=True)
+        pt.prepare(training.module, config)
+        draw = torch.Generator().manual_seed(1)
+        samples = [
+            Sample(ids.tolist(), [False, *[True] * case.sequence])
+            for ids in torch.randint(hf_config["vocab_size"], (16, case.sequence + 1), generator=draw)
+        ]
+        loop = Loop(
+            config=config,
+            schedule=schedule,
+            layout=Layout(),
+            output=Path(),
+            training=training,
+            forward_step=pt.forward_step,
+            data=TokenDataset(samples),
+            validation=TokenDataset([]),
+            device=parallel.device(),
+            stop=StopRequest(),
+            hf_config=hf_config,
+        )
+        iterations = iter(range(1, 100))
+        return lambda: loop.step(next(iterations))[0].loss
+
+    return prepare
+
+
+def transformers() -> Callable[[Case], Callable[[], float]]:
+    """A plain loop."""
+    import torch
+
+    def prepare(case: Case) -> Callable[[], float]:
+        model = transformers_model(case)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+        draw = torch.Generator().manual_seed(1)
+        shape = (16, case.sequence)
+        data = torch.randint(SHAPES[case.shape]["vocab_size"], shape, generator=draw).to(model.device)
+        starts = iter(range(0, 10**6, case.micro_batch_size))
+
+        def step() -> float:
+            start = next(starts) % 16
+            ids = data[start : start + case.micro_batch_size]
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            return float(loss.detach())
+
+        return step
+
+    return prepare
+
+
+def transformers_model(case: Case) -> Any:
+    """The plain model in bf16 on the device, with random weights and SDPA."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**{key: value for key, value in SHAPES[case.shape].items() if key != "architectures"})
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").train()
+
+
+def trl() -> Callable[[Case], Callable[[], float]]:
+    """TRL's own training loop, which is taken a step at a time by a thread that it runs in."""
+    import queue
+    import threading
+
+    import torch
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast, TrainerCallback
+
+    from trl import SFTConfig, SFTTrainer
+
+    def prepare(case: Case) -> Callable[[], float]:
+        model = transformers_model(case)
+        ids = torch.randint(SHAPES[case.shape]["vocab_size"], (64, case.sequence)).tolist()
+        turns: queue.Queue[None] = queue.Queue()
+        done: queue.Queue[float | BaseException] = queue.Queue()
+
+        class InTurn(TrainerCallback):  # type: ignore[misc]
+            def on_step_begin(self, *_: Any, **__: Any) -> None:
+                turns.get()
+
+            def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
+                if "loss" in logs:
+                    if torch.cuda.is_available():
+                        torch.cuda.synchronize()
+                    done.put(logs["loss"])
+
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>")),
+            pad_token="<pad>",
+            eos_token="<eos>",
+        )
+        arguments = SFTConfig(
+            output_dir="trl",
+            per_device_train_batch_size=case.micro_batch_size,
+            max_steps=100,
+            learning_rate=1e-5,
+            max_length=case.sequence,
+            bf16=torch.cuda.is_available(),
+            use_cpu=not torch.cuda.is_available(),
+            gradient_checkpointing=False,
+            optim="adamw_torch_fused",
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = SFTTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_dict({"input_ids": ids}),
+            processing_class=tokenizer,
+            callbacks=[InTurn()],
+        )
+
+        def work() -> None:
+            try:
+                trainer.train()
+            except BaseException as error:
+                done.put(error)
+
+        threading.Thread(target=work, daemon=True).start()
+
+        def step() -> float:
+            turns.put(None)
+            result = done.get()
+            if isinstance(result, BaseException):
+                raise result
+            return result
+
+        return step
+
+    return prepare
+
+
+CONTENDERS: dict[str, Callable[[], Callable[[Case], Callable[[], float]]]] = {
+    "ours": ours,
+    "transformers": transformers,
+    "trl": trl,
+}
+
+
+if __name__ == "__main__":
+    main()
