@@ -13,6 +13,7 @@ from mcore.bridge.hf_config import read_hf_config
 from tests.hf_folders import write_hf_folder
 from tests.parallel.launch import run_torchrun
 from tests.parallel.live_cases import LAYOUTS, suits
+from tests.quantised_folders import write_fp8_folder, write_mxfp4_folder
 from tests.tiny_models import CLASSIFIERS, DENSE, LATENT_MODELS, MODELS, MOE, NORMED, PADDED_VOCAB_SIZE
 from tests.tiny_mtp import write_mtp_folder
 
@@ -20,7 +21,11 @@ ALL = {**MODELS, **DENSE, **CLASSIFIERS, **NORMED, **LATENT_MODELS, **MOE}
 FAMILIES = {model_class.__name__: name for name, (model_class, *_) in reversed(ALL.items())}
 """The first model of each architecture."""
 FURTHER = "deepseek_v3_mtp"
-NAMES = (*FAMILIES.values(), "llama_bias", "qwen3_tied", "qwen2_moe_mixed", "deepseek_v2_lite", FURTHER)
+QUANTISED = {
+    "qwen3_moe_fp8": lambda folder: write_fp8_folder(folder, "qwen3_moe", block=(40, 24)),
+    "gpt_oss_mxfp4": lambda folder: write_mxfp4_folder(folder, "gpt_oss"),
+}
+NAMES = (*FAMILIES.values(), "llama_bias", "qwen3_tied", "qwen2_moe_mixed", "deepseek_v2_lite", FURTHER, *QUANTISED)
 SHARD_GB = 0.0001
 """So small that every model has several files."""
 
@@ -33,6 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = folder / name
         if name == FURTHER:
             write_mtp_folder(model / "hf", "deepseek_v3")
+        elif name in QUANTISED:
+            QUANTISED[name](model / "hf")
         else:  # a router's bias is fp32 in megatron-core, as in the files that makers publish
             is_fp32 = name in LATENT_MODELS or name == "llama_bias"
             write_hf_folder(model / "hf", name, dtype=torch.float32 if is_fp32 else torch.bfloat16)
