@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.hf_folders import weights_of, write_hf_folder
+from tests.tiny_mtp import write_mtp_folder
 
 FP8_MAX = 448.0
 FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
@@ -28,13 +29,17 @@ def write_fp8_folder(
     scale_dtype: torch.dtype = torch.float32,
     is_static: bool = False,
     max_shard_size: str = "1GB",
+    has_further_layers: bool = False,
 ) -> dict[str, Tensor]:
     """A model whose layers' matrices are FP8 with block scales, as DeepSeek-V3 has them; one scale each if no block.
 
     Returns:
         What the weights stand for, by the names of an unquantised folder.
     """
-    config = write_hf_folder(folder, name, dtype=torch.bfloat16, max_shard_size=max_shard_size)
+    if has_further_layers:
+        config = write_mtp_folder(folder, name, dtype=torch.bfloat16)
+    else:
+        config = write_hf_folder(folder, name, dtype=torch.bfloat16, max_shard_size=max_shard_size)
     scheme = "static" if is_static else "dynamic"
     quantisation = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": scheme, "weight_block_size": block}
     return _rewrite(folder, config | {"quantization_config": quantisation}, block, "_inv", scale_dtype, is_static)

@@ -51,7 +51,7 @@ CASES = {
     "cut blocks": lambda hf: write_fp8_folder(hf, "qwen3", block=(40, 24)),
     "bf16 scales": lambda hf: write_fp8_folder(hf, "llama", scale_dtype=torch.bfloat16),
     "powers of two": lambda hf: write_fp8_folder(hf, "qwen3", scale_dtype=torch.float8_e8m0fnu),
-    "further tokens": lambda hf: write_fp8_folder(hf, "deepseek_v3"),
+    "further tokens": lambda hf: write_fp8_folder(hf, "deepseek_v3", has_further_layers=True),
     "128": lambda hf: write_fp8_folder(hf, "qwen2_tied", block=(128, 128)),
     "one scale": lambda hf: write_fp8_folder(hf, "llama_bias", block=None, is_static=True),
     "shards": lambda hf: write_fp8_folder(hf, "qwen3", max_shard_size="60KB"),
