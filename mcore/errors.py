@@ -16,7 +16,7 @@
     ├── ArtifactError                             the artifact store can't do what was asked
     └── LaunchError                               a child process ended badly
         └── InfrastructureError                   … for a reason that a retry may cure (killed, lost, I/O)
-            └── StoppedError      exit status 75  … because it was asked to: it saved, and goes on when started again
+            └── StoppedError      exit status 75  … because it was asked to; it goes on when started again
 
 An error carries *all* problems that were found. Each problem names the object, what was expected, what was found and
 what to do. A child process writes its error to a JSON file (`mcore/child.py`); the parent raises the same class again.
@@ -35,7 +35,7 @@ EXIT_FAILED = 1
 EXIT_INPUT = 2
 EXIT_GATE = 3
 EXIT_RESUME = 75
-"""A training process that saved and left on request: run the same command again (sysexits' EX_TEMPFAIL)."""
+"""Left on request, with what could be saved: run the same command again (sysexits' EX_TEMPFAIL)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +191,7 @@ class InfrastructureError(LaunchError):
 
 
 class StoppedError(InfrastructureError):
-    """A training process saved and left because it was asked to (SIGTERM); started again, it goes on from there."""
+    """A run or its training left because it was asked to (SIGTERM, Ctrl-C); started again, it goes on from there."""
 
     exit_status = EXIT_RESUME
 
