@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.parametrize import register_parametrization
 from transformers import PreTrainedModel
 
-from mcore.train.tuners.install import LoraOptions
+from mcore.train.tuners.options import LoraOptions
 from mcore.train.tuners.targets import Target, choose_targets
 
 Matrices = dict[str, Tensor]

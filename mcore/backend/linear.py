@@ -48,7 +48,7 @@ class OutputLinear(RowParallelLinear):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, config=config, bias=bias if has_bias is None else has_bias, **kwargs)
-        self.post_layernorm = None
+        self.post_layernorm: Any = None
         if post_layernorm is not None:
             size = config.hidden_size
             self.post_layernorm = build_module(

@@ -131,7 +131,7 @@ def load(folder: Path, training: Training, layout: Layout) -> Position:
             [Problem(key, "it in the checkpoint", "nothing of that name") for key in sorted(absent)]
             + [Problem(key, "nothing of that name", "it in the checkpoint") for key in sorted(unread)],
         )
-    training.module.load_state_dict(loaded["model"])
+    training.load_weights(loaded["model"])
     adam.load(training.optimizer, loaded["optimizer"])
     training.scheduler.load_state_dict(loaded["opt_param_scheduler"])
     if same_layout:
@@ -161,7 +161,7 @@ def copy_hf_files(hf: Path, hf_config: Mapping[str, Any], output: Path) -> None:
 
 
 def _state(training: Training, layout: Layout, *, is_loading: bool) -> dict[str, Any]:
-    model = training.module.sharded_state_dict()
+    model = training.sharded_weights()
     optimizer = training.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=dict(OPTIMIZER_FORMAT))
     if optimizer.get("param_state", optimizer) is None:
         del optimizer["param_state"]  # gathered on another rank; megatron-core would warn that the ranks differ

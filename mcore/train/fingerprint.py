@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema.train import TrainConfig
+from mcore.bridge.adapters import WEIGHTS
 from mcore.errors import ConfigError, Problem
 from mcore.folders import write_durably
 from mcore.select import iterations_in
@@ -43,6 +44,8 @@ FIELDS = (
     "exp_avg_sq_dtype",
 )
 """Fields of `train` that decide what is learnt, or what a checkpoint holds."""
+LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "use_rslora")
+"""The same of runs with adapters."""
 
 
 def fingerprint(
@@ -60,6 +63,7 @@ def fingerprint(
     return {
         "version": VERSION,
         "train": {name: getattr(config, name) for name in FIELDS}
+        | _of_adapters(config)
         | {"train_iters": schedule.train_iters, "lr_warmup_iters": schedule.lr_warmup_iters},
         "data": {"train": data, "validation": validation},
         "base": {"weights": weights_digest(base_weights)},
@@ -74,6 +78,18 @@ def weights_digest(folder: Path) -> str:
         with path.open("rb") as file:
             digest.update(file.read(HEAD_BYTES))
     return digest.hexdigest()
+
+
+def _of_adapters(config: TrainConfig) -> dict[str, Any]:
+    """Fields that decide what a run with adapters learns; none of a run without."""
+    if config.tuner_type == "full":
+        return {}
+    of_adapters: dict[str, Any] = {name: getattr(config, name) for name in LORA_FIELDS}
+    of_adapters["target_modules"] = list(config.target_modules)
+    if config.adapter_load is not None:
+        weights = Path(config.adapter_load) / WEIGHTS
+        of_adapters["adapter_load"] = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
+    return of_adapters
 
 
 def claim(output: Path, mine: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ from mcore.train.metrics import Step, TrainingLog, model_flops
 from mcore.train.model import Training
 from mcore.train.schedule import Schedule
 from mcore.train.stop import StopRequest
+from mcore.train.tuners.dropout import seed_step
 
 
 @dataclass(kw_only=True)
@@ -139,6 +140,8 @@ class Loop:
         model, optimizer = self.training.model, self.training.optimizer
         size = self.config.global_batch_size
         samples = self.data.batch((iteration - 1) * size, size)
+        if self.config.lora_dropout and self.training.adapters is not None:
+            seed_step(self.config.seed, iteration)
         model.zero_grad_buffer()
         optimizer.zero_grad()
         loss_sum = self._forward(samples, train=True)

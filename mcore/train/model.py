@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
@@ -20,6 +23,8 @@ from mcore.errors import Problem
 from mcore.train import adam
 from mcore.train.base import Base
 from mcore.train.schedule import Schedule, lr_scheduler
+from mcore.train.tuners.install import Adapters, install_adapters
+from mcore.train.tuners.options import LoraOptions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -33,12 +38,23 @@ class Training:
         model: The same, wrapped for training.
         optimizer: Its optimizer.
         scheduler: Writes learning rates into the optimizer.
+        adapters: What learns, with `tuner_type: lora`; None if all of the model does.
     """
 
     module: GPTModel
     model: DistributedDataParallel
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
+    adapters: Adapters | None = None
+
+    def sharded_weights(self) -> dict[str, Any]:
+        """This rank's parts of what learns, as checkpoints hold it."""
+        state: dict[str, Any] = (self.adapters or self.module).sharded_state_dict()
+        return state
+
+    def load_weights(self, state: Mapping[str, Any]) -> None:
+        """Take this rank's parts, by the keys of `sharded_weights`."""
+        (self.adapters or self.module).load_state_dict(state)
 
 
 def engine_problems(config: TrainConfig, backend: Backend) -> list[Problem]:
@@ -96,9 +112,16 @@ def build_training(
     model_config = module.config
     model_config.calculate_per_token_loss = True
     wrapped = module if dtype == torch.float32 else Float16Module(model_config, module)
-    if has_weights:
+    is_lora = config.tuner_type == "lora"
+    if has_weights or is_lora:  # checkpoints of adapters hold nothing of the base
         # Only now: the wrapper rounds buffers, and routers have one that stays in fp32.
         base.fill(module)
+    adapters = None
+    if is_lora:
+        options = LoraOptions.of(config)
+        adapters = install_adapters(module, base.hf_config, options, seed=config.seed)
+        if has_weights and config.adapter_load:
+            adapters.start_from(Path(config.adapter_load), options)
     model = DistributedDataParallel(
         model_config,
         DistributedDataParallelConfig(
@@ -130,4 +153,4 @@ def build_training(
     )
     adam.fuse(optimizer)
     model_config.finalize_model_grads_func = finalize_model_grads
-    return Training(module, model, optimizer, lr_scheduler(config, schedule, optimizer))
+    return Training(module, model, optimizer, lr_scheduler(config, schedule, optimizer), adapters)

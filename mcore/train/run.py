@@ -14,7 +14,9 @@ from configs.schema.train import TrainConfig
 from mcore.backend import parallel
 from mcore.backend.layout import Layout
 from mcore.backend.specs import resolve_backend
+from mcore.bridge.adapters import CONFIG as ADAPTER_CONFIG
 from mcore.errors import ConfigError, Problem
+from mcore.folders import write_durably
 from mcore.progress import say
 from mcore.select import Selection, iterations_in, select_checkpoint
 from mcore.train import checkpoint
@@ -27,6 +29,7 @@ from mcore.train.metrics import SUMMARY
 from mcore.train.model import build_training, engine_problems
 from mcore.train.schedule import Schedule
 from mcore.train.stop import StopRequest
+from mcore.train.tuners.options import LoraOptions, adapter_problems
 
 
 def train(run: RunConfig, base: Path, output: Path, stop: StopRequest | None = None) -> None:
@@ -67,7 +70,7 @@ def train(run: RunConfig, base: Path, output: Path, stop: StopRequest | None = N
         config, schedule, data=data.fingerprint, validation=validation.fingerprint, base_weights=start.weights
     )
     _agree(mark)
-    resumed = parallel.on_rank_0(lambda: _prepare(output, mark, start))
+    resumed = parallel.on_rank_0(lambda: _prepare(output, mark, start, config))
     if resumed is not None and resumed.iteration == schedule.train_iters and (output / SUMMARY).exists():
         _say(f"{output} is complete at iteration {schedule.train_iters}")
         return
@@ -97,6 +100,7 @@ def train(run: RunConfig, base: Path, output: Path, stop: StopRequest | None = N
 def _check(config: TrainConfig, layout: Layout, base: Base) -> None:
     problems = layout.problems(base.hf_config, padded_vocab_size=base.padded_vocab_size)
     problems += engine_problems(config, resolve_backend(config.backend))
+    problems += adapter_problems(config, base.hf_config, resolve_backend(config.backend))
     samples = config.micro_batch_size * parallel_state.get_data_parallel_world_size()
     if config.global_batch_size % samples:
         problems.append(
@@ -133,9 +137,11 @@ def _agree(mark: dict[str, Any]) -> None:
         )
 
 
-def _prepare(output: Path, mark: dict[str, Any], base: Base) -> Selection | None:
+def _prepare(output: Path, mark: dict[str, Any], base: Base, config: TrainConfig) -> Selection | None:
     """Make the output folder ready; the checkpoint to go on from, or None to start."""
     claim(output, mark)
+    if config.tuner_type == "lora":
+        write_durably(output / ADAPTER_CONFIG, LoraOptions.of(config).peft_config(base.hf_config))
     for iteration in remove_unfinished(output):
         say(f"removed the half-written checkpoint of iteration {iteration}")
     checkpoint.copy_hf_files(base.hf, base.hf_config, output)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,25 +18,12 @@ from torch import Tensor
 from mcore.bridge.dims import ModelDims
 from mcore.bridge.families import dims_of
 from mcore.errors import ConfigError, Problem
-from mcore.train.tuners.lora import Adapter, ColumnAdapter, EmbeddingAdapter, RouterAdapter, RowAdapter
+from mcore.train.tuners.lora import ColumnAdapter, EmbeddingAdapter, RouterAdapter, RowAdapter
+from mcore.train.tuners.options import LoraOptions, read_adapter
 from mcore.train.tuners.pair import Pair, Share, tensor_share
 from mcore.train.tuners.targets import EXPERTS, Target, choose_targets
 
-
-@dataclass(frozen=True, slots=True)
-class LoraOptions:
-    """What an adapter is: names and rank, and how strong it is."""
-
-    target_modules: tuple[str, ...]
-    lora_rank: int
-    lora_alpha: float
-    lora_dropout: float = 0.0
-    use_rslora: bool = False
-
-    @property
-    def scale(self) -> float:
-        """Factor on `B @ A`. Source: rank-stabilised LoRA, arXiv 2312.03732."""
-        return self.lora_alpha / (math.sqrt(self.lora_rank) if self.use_rslora else self.lora_rank)
+LayerAdapter = ColumnAdapter | RowAdapter | RouterAdapter | EmbeddingAdapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +35,31 @@ class Adapters:
         targets: The modules of the whole model that have one, on whatever rank.
     """
 
-    adapters: tuple[tuple[torch.nn.Module, Adapter], ...]
+    adapters: tuple[tuple[torch.nn.Module, LayerAdapter], ...]
     targets: tuple[Target, ...]
 
     @property
     def pairs(self) -> Iterator[Pair]:
         """This rank's pairs of matrices."""
         for _, adapter in self.adapters:
-            for pair in adapter.pairs:
-                assert isinstance(pair, Pair)
-                yield pair
+            yield from adapter.pairs
 
     def sharded_state_dict(self) -> dict[str, ShardedTensor]:
         """This rank's parts of all matrices, by the names that an adapter file has for them."""
         return {key: tensor for pair in self.pairs for key, tensor in pair.sharded().items()}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of this rank's matrices by name, over all tensor parallel ranks."""
+        return {key: pair.shapes[letter] for pair in self.pairs for key, letter, _ in pair.matrices()}
+
+    @torch.no_grad()
+    def start_from(self, folder: Path, options: LoraOptions) -> None:
+        """Take this rank's parts out of a PEFT adapter; all ranks call it. Raises as `read_adapter`."""
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, self.shapes())
+        whole = read_adapter(folder, options, {key: shape for of_rank in gathered for key, shape in of_rank.items()})
+        for pair in self.pairs:
+            pair.fill(*(whole[key] for key, _, _ in pair.matrices()))
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -77,7 +75,7 @@ class Adapters:
             weight: Any = layer.weight
             weight.copy_((weight.double() + adapter.delta()).to(dtype))
             for pair in adapter.pairs:
-                pair.lora_B.zero_()  # type: ignore[union-attr, operator]
+                pair.lora_B.zero_()
 
 
 def install_adapters(module: GPTModel, hf_config: Mapping[str, Any], options: LoraOptions, *, seed: int) -> Adapters:
@@ -141,7 +139,7 @@ def _layer(module: GPTModel, target: Target) -> Any:
 
 def _adapter(
     layer: Any, targets: Sequence[Target], dims: ModelDims, options: LoraOptions, seed: int
-) -> Adapter | Problem:
+) -> LayerAdapter | Problem:
     first = targets[0]
     is_expert = first.expert is not None
     rows, columns = first.rule.mcore_shape(dims)

@@ -47,7 +47,7 @@ class Adapter(torch.nn.Module):
 
     def __init__(self, layer: torch.nn.Module, pairs: Sequence[Pair], *, scale: float, dropout: float) -> None:
         super().__init__()
-        self.pairs = torch.nn.ModuleList(pairs)
+        self.pairs: Any = torch.nn.ModuleList(pairs)
         self.scale, self.dropout = scale, dropout
         self.group: Any = getattr(layer, "tp_group", None)
 
@@ -87,13 +87,13 @@ class ColumnAdapter(Adapter):
         self.is_divided = layer.tp_group.size() > 1
         if self.by_sequence and not self.inside_expert:
             for pair in pairs:
-                pair.lora_A.sequence_parallel = True  # type: ignore[assignment]
+                pair.lora_A.sequence_parallel = True  # type: ignore[attr-defined]
         layer.register_forward_hook(self._add, prepend=True)
 
     def up_matrix(self) -> Tensor:
         """Every B where its rows and its part of `R` are, `[O, R]`; zeros elsewhere."""
         rank = self.pairs[0].lora_B.shape[1]
-        whole = self.pairs[0].lora_B.new_zeros(self.num_rows, rank * len(self.pairs))
+        whole: Tensor = self.pairs[0].lora_B.new_zeros(self.num_rows, rank * len(self.pairs))
         for number, (pair, rows) in enumerate(zip(self.pairs, self.rows, strict=True)):
             whole[rows, number * rank : (number + 1) * rank] = pair.lora_B
         return whole
@@ -111,7 +111,7 @@ class ColumnAdapter(Adapter):
     def _randomness(self) -> AbstractContextManager[Any]:
         """Ranks with different tokens draw differently, ranks with the same alike."""
         by_rank = self.by_sequence and self.is_divided and not self.inside_expert
-        return get_cuda_rng_tracker().fork() if by_rank else nullcontext()
+        return _fork() if by_rank else nullcontext()
 
     def delta(self) -> Tensor:
         """What the adapters add to this rank's part of the weight, `[O, H]` in fp64."""
@@ -129,7 +129,7 @@ class RowAdapter(Adapter):
         self.inside_expert, self.by_sequence = layer.explicit_expert_comm, layer.sequence_parallel
         self.is_divided = layer.tp_group.size() > 1
         if self.by_sequence and not self.inside_expert:
-            self.pair.lora_B.sequence_parallel = True  # type: ignore[assignment]
+            self.pair.lora_B.sequence_parallel = True  # type: ignore[attr-defined]
         layer.register_forward_hook(self._add, prepend=True)
 
     def _add(self, layer: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
@@ -147,8 +147,7 @@ class RowAdapter(Adapter):
         """Every rank has columns of its own."""
         if not self.is_divided:
             return nullcontext()
-        tracker = get_cuda_rng_tracker()
-        return tracker.fork(get_expert_parallel_rng_tracker_name()) if self.inside_expert else tracker.fork()
+        return _fork(get_expert_parallel_rng_tracker_name()) if self.inside_expert else _fork()
 
     def delta(self) -> Tensor:
         """What the adapter adds to this rank's part of the weight, in fp64."""
@@ -189,7 +188,7 @@ class EmbeddingAdapter(Adapter):
         self.first, self.end = layer.vocab_start_index, layer.vocab_end_index
         self.scatters = layer.reduce_scatter_embeddings
         if self.scatters:
-            self.pair.lora_B.sequence_parallel = True  # type: ignore[assignment]
+            self.pair.lora_B.sequence_parallel = True  # type: ignore[attr-defined]
         layer.register_forward_hook(self._add, prepend=True)
 
     def _add(self, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -206,3 +205,9 @@ class EmbeddingAdapter(Adapter):
     def delta(self) -> Tensor:
         """What the adapter adds to this rank's rows of the weight, in fp64."""
         return self.scale * (self.pair.lora_B.double() @ self.pair.lora_A.double()).T
+
+
+def _fork(*name: str) -> AbstractContextManager[Any]:
+    """Random numbers of this tensor parallel rank's own."""
+    own: AbstractContextManager[Any] = get_cuda_rng_tracker().fork(*name)
+    return own

@@ -8,7 +8,7 @@ import pytest
 
 from configs.schema.train import TrainConfig
 from mcore.errors import ConfigError
-from mcore.train.fingerprint import FIELDS, claim, fingerprint, weights_digest
+from mcore.train.fingerprint import FIELDS, LORA_FIELDS, claim, fingerprint, weights_digest
 from mcore.train.schedule import Schedule
 
 MAY_DIFFER = {
@@ -39,8 +39,20 @@ def mark(base: Path, data: str = "d", **fields: Any) -> dict[str, Any]:
 
 
 def test_every_field_of_training_is_either_in_the_fingerprint_or_named_as_free() -> None:
-    assert set(FIELDS) | MAY_DIFFER | RESOLVED == set(TrainConfig.model_fields)
-    assert not set(FIELDS) & (MAY_DIFFER | RESOLVED)
+    of_adapters = {*LORA_FIELDS, "target_modules", "adapter_load"}
+    assert set(FIELDS) | of_adapters | MAY_DIFFER | RESOLVED == set(TrainConfig.model_fields)
+    assert not set(FIELDS) & (MAY_DIFFER | RESOLVED | of_adapters)
+
+
+def test_adapters_are_told_apart_by_their_settings_and_by_what_they_start_from(base: Path, tmp_path: Path) -> None:
+    plain = mark(base, tuner_type="lora")
+    assert "lora_rank" not in mark(base)["train"]
+    (tmp_path / "adapter_model.safetensors").write_text("weights")
+    others = ({"lora_rank": 4}, {"use_rslora": True}, {"target_modules": ("q_proj",)}, {"adapter_load": str(tmp_path)})
+    marks = [plain, *(mark(base, tuner_type="lora", **other) for other in others)]
+    (tmp_path / "adapter_model.safetensors").write_text("others")
+    marks.append(mark(base, tuner_type="lora", adapter_load=str(tmp_path)))
+    assert all(one != other for number, one in enumerate(marks) for other in marks[:number])
 
 
 def test_a_run_goes_on_from_its_own_checkpoints_in_any_layout(base: Path, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from mcore.backend.layout import Layout
 from mcore.backend.model import build_model
 from mcore.backend.parallel import parallel_processes
 from mcore.errors import ConfigError
-from mcore.train.tuners.install import Adapters, LoraOptions, install_adapters
+from mcore.train.tuners.install import Adapters, install_adapters
+from mcore.train.tuners.options import LoraOptions
 from tests.lora_reference import Lora, random_matrices
 from tests.tiny_models import PADDED_VOCAB_SIZE, fill, mcore_tensors, tiny_hf_model
 

@@ -1,0 +1,209 @@
+"""LoRA adapters in files: PEFT's folder, and what a checkpoint of a LoRA run holds. No megatron here.
+
+    adapter_config.json           rank, strength and modules, as PEFT has them
+    adapter_model.safetensors     `base_model.model.<module>.lora_A.weight` `[r, in]` and `….lora_B.weight` `[out, r]`
+
+A run's folder has the same config file, and its checkpoints the matrices under the same names without the prefix; of
+the base they hold nothing. Merged into the base's weights, an adapter is computed in fp64 and rounded once, so that
+what comes out does not depend on how the work was divided.
+
+Source: peft 0.21 `utils/save_and_load.py`, `tuners/lora/`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mcore.bridge.dist_files import DistTensor, read_dist_tensors
+from mcore.bridge.plan import Step
+from mcore.errors import ConfigError, Problem, SourceError
+
+CONFIG, WEIGHTS, FOLDER, PREFIX = "adapter_config.json", "adapter_model.safetensors", "adapter", "base_model.model."
+
+MEANING_MORE = (
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "layers_to_transform",
+    "exclude_modules",
+    "target_parameters",
+    "trainable_token_indices",
+    "fan_in_fan_out",
+    "lora_bias",
+    "alora_invocation_tokens",
+)
+"""Keys of PEFT's config that make an adapter something else than one `B @ A` of one rank beside each weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterConfig:
+    """What an `adapter_config.json` says."""
+
+    lora_rank: int
+    lora_alpha: float
+    use_rslora: bool
+    target_modules: tuple[str, ...]
+
+    @property
+    def scale(self) -> float:
+        """Factor on `B @ A`. Source: rank-stabilised LoRA, arXiv 2312.03732."""
+        return self.lora_alpha / (math.sqrt(self.lora_rank) if self.use_rslora else self.lora_rank)
+
+    def to_json(self, *, lora_dropout: float) -> str:
+        """The file's content."""
+        content = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": None,
+            "inference_mode": True,
+            "r": self.lora_rank,
+            "lora_alpha": int(self.lora_alpha) if self.lora_alpha == int(self.lora_alpha) else self.lora_alpha,
+            "lora_dropout": lora_dropout,
+            "use_rslora": self.use_rslora,
+            "target_modules": list(self.target_modules),
+            "bias": "none",
+        }
+        return json.dumps(content, indent=2) + "\n"
+
+
+def read_adapter_config(folder: Path) -> AdapterConfig:
+    """The config in a PEFT adapter's folder, or in a LoRA run's.
+
+    Raises:
+        SourceError: There is none, or it is no config of an adapter.
+        ConfigError: The adapter is of a kind that is not known here; names every key that says so.
+    """
+    path = folder / CONFIG
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        kind = content.get("peft_type")
+        config = AdapterConfig(
+            lora_rank=int(content["r"]),
+            lora_alpha=float(content["lora_alpha"]),
+            use_rslora=bool(content.get("use_rslora", False)),
+            target_modules=tuple(content.get("target_modules") or ()),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise SourceError(f"{folder} holds no LoRA adapter", [Problem(str(path), "PEFT's config", repr(exc))]) from exc
+    problems = [Problem(f"{path}: {key}", "nothing", repr(content[key])) for key in MEANING_MORE if content.get(key)]
+    if kind != "LORA":
+        problems.append(Problem(f"{path}: peft_type", "LORA", repr(kind)))
+    if content.get("bias", "none") != "none":
+        problems.append(Problem(f"{path}: bias", "none", repr(content["bias"])))
+    if problems:
+        raise ConfigError("the adapter is of a kind that can't be used", problems)
+    return config
+
+
+def read_adapter_weights(folder: Path) -> dict[str, Tensor]:
+    """The matrices of a PEFT adapter, by name without PEFT's prefix.
+
+    Raises:
+        SourceError: The file is missing or damaged.
+    """
+    path = folder / WEIGHTS
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name.removeprefix(PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as exc:
+        raise SourceError(f"{folder} holds no LoRA adapter", [Problem(str(path), "safetensors", str(exc))]) from exc
+
+
+@dataclass(slots=True)
+class SavedAdapters:
+    """The adapters of a LoRA run's checkpoint, which count on top of the base's weights.
+
+    Attributes:
+        config: As in the run's folder.
+        matrices: By name.
+    """
+
+    config: AdapterConfig
+    matrices: Mapping[str, DistTensor]
+    _read: dict[str, Tensor] = field(default_factory=dict)
+
+    def of(self, hf_name: str) -> tuple[str, str] | None:
+        """Names of A and B of a weight; None if it has no adapter."""
+        module = hf_name.removesuffix(".weight")
+        for kinds in (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B")):
+            name_a, name_b = (f"{module}.{kind}" for kind in kinds)
+            if name_a in self.matrices:
+                return name_a, name_b
+        return None
+
+    def touch(self, step: Step) -> bool:
+        """Whether any weight of a step has an adapter."""
+        return any(self.of(name) is not None for name in step.hf_names)
+
+    def merged(self, hf_name: str, rows: slice, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows of a weight `[rows, in]` with its adapter, if it has one, in a dtype.
+
+        Args:
+            hf_name: Name of the whole weight.
+            rows: Which of its rows.
+            weight: The base's values of them.
+            dtype: Of the result.
+        """
+        names = self.of(hf_name)
+        if names is None:
+            return weight.to(dtype)
+        whole_a, whole_b = (self._whole(name).double() for name in names)
+        if names[0].endswith("lora_embedding_A"):
+            whole_a, whole_b = whole_b.T, whole_a.T
+        return (weight.double() + self.config.scale * (whole_b[rows] @ whole_a)).to(dtype)
+
+    def whole(self) -> dict[str, Tensor]:
+        """All matrices by name."""
+        return {name: tensor.read_rows((), slice(0, tensor.shape[0])) for name, tensor in self.matrices.items()}
+
+    def write(self, folder: Path, *, config_text: str, vocab_size: int) -> None:
+        """Make a PEFT adapter's folder; the padding of the vocabulary is left out."""
+        folder.mkdir()
+        (folder / CONFIG).write_text(config_text)
+        tensors = {}
+        for name, tensor in self.whole().items():
+            cut = tensor[:, :vocab_size] if name.endswith("lora_embedding_A") else tensor
+            tensors[PREFIX + name] = cut.contiguous()
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+    def _whole(self, name: str) -> Tensor:
+        if name not in self._read:
+            if len(self._read) >= 8:  # those of the step before
+                self._read.clear()
+            tensor = self.matrices[name]
+            self._read[name] = tensor.read_rows((), slice(0, tensor.shape[0]))
+        return self._read[name]
+
+
+def saved_adapters(checkpoint: Path, iteration_dir: Path) -> SavedAdapters | None:
+    """The adapters of a checkpoint; None if it holds whole weights.
+
+    Args:
+        checkpoint: The run's folder.
+        iteration_dir: The iteration's in it.
+
+    Raises:
+        SourceError, ConfigError: The run's `adapter_config.json` can't be used.
+        CheckpointError: The iteration can't be read.
+    """
+    if not (checkpoint / CONFIG).is_file():
+        return None
+    tensors = read_dist_tensors(iteration_dir)
+    matrices = {key: tensor for key, tensor in tensors.items() if ".lora_" in key and "optimizer." not in key}
+    return SavedAdapters(read_adapter_config(checkpoint), matrices)
+
+
+def base_problem(name: str) -> Problem:
+    """What is wrong if a LoRA checkpoint comes without the base that it counts on top of."""
+    return Problem(name, "the base of the LoRA run", "none", "Its checkpoints hold adapters only.")
