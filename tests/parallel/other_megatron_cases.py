@@ -37,6 +37,7 @@ from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
+from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group
 from torch import Tensor
 
 from mcore.backend.cpu import install_cpu_backend
@@ -114,9 +115,14 @@ def name_as_engine(model: torch.nn.Module) -> None:
         layer.submodules_config.sharded_state_dict_keys_map = names
 
 
+def state_of(model: GPTModel, metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What the model saves and loads. There is metadata always, as in Megatron-LM: 0.16 fails without on last stages."""
+    return model.sharded_state_dict(metadata=ensure_metadata_has_dp_cp_group(dict(metadata or {})))
+
+
 def compare(model: GPTModel, expected: Mapping[str, Tensor]) -> None:
     """Every shard is, bit for bit, what the family's table says."""
-    state = model.sharded_state_dict()
+    state = state_of(model)
     apply_factories(state)
     parts = [part for part in nested_values(state) if isinstance(part, ShardedTensor)]
     assert parts
@@ -126,14 +132,14 @@ def compare(model: GPTModel, expected: Mapping[str, Tensor]) -> None:
         assert torch.equal(part.data, wanted), part.key
 
 
-def save(model: GPTModel, folder: Path, metadata: dict[str, Any] | None) -> None:
+def save(model: GPTModel, folder: Path, metadata: Mapping[str, Any] | None) -> None:
     """Save as Megatron-LM does, its arguments and generators included."""
     if dist.get_rank() == 0:
         folder.mkdir(parents=True)
     dist.barrier()
     rng = ShardedObject("rng_state", [{"torch": torch.get_rng_state()}], (dist.get_world_size(),), (dist.get_rank(),))
     state = {
-        "model": model.sharded_state_dict(metadata=metadata and dict(metadata)),  # it writes into what it gets
+        "model": state_of(model, metadata),
         "rng_state": rng,
         "iteration": 5,
         "checkpoint_version": 3.0,
@@ -153,7 +159,7 @@ def run(folder: Path, layout_name: str) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(torch.nan)
-    loaded = dist_checkpointing.load({"model": model.sharded_state_dict()}, str(folder / "release"), strict="raise_all")
+    loaded = dist_checkpointing.load({"model": state_of(model)}, str(folder / "release"), strict="raise_all")
     model.load_state_dict(loaded["model"])
     compare(model, expected)
     version = ".".join(megatron.core.__version__.split(".")[:2])

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from mcore.backend.layout import Layout
 from mcore.backend.load import load_weights
@@ -19,15 +22,20 @@ from mcore.backend.parallel import parallel_processes
 from mcore.bridge.convert import convert
 from mcore.bridge.dist_files import read_dist_tensors
 from mcore.bridge.export import export
+from mcore.bridge.families import dims_of, family_of_config
+from mcore.bridge.hf_config import read_hf_config
+from mcore.bridge.plan import global_shape, steps_of
 from tests.hf_folders import assert_same_weights, weights_of, write_hf_folder
 from tests.parallel.bridge_cases import compare_shards
 from tests.parallel.launch import REPOSITORY, run_torchrun
 from tests.parallel.newer_megatron import newer_megatron
-from tests.tiny_models import PADDED_VOCAB_SIZE, mcore_tensors, tiny_hf_model
+from tests.tiny_models import PADDED_VOCAB_SIZE
+from tests.tiny_mtp import write_mtp_folder
 
 DENSE = {"llama_bias": torch.float32, "qwen2": torch.bfloat16, "qwen3_tied": torch.bfloat16}
-EXPERTS = {"qwen2_moe": torch.bfloat16, "qwen2_moe_mixed": torch.bfloat16, "deepseek_v3": torch.float32}
-"""All layers, some layers, and with multi-latent attention and a router's bias that stays fp32."""
+FURTHER = "deepseek_v3_mtp"
+EXPERTS = {"qwen2_moe": torch.bfloat16, "qwen2_moe_mixed": torch.bfloat16, FURTHER: torch.float32}
+"""All layers, some layers, and with multi-latent attention, layers for further tokens and a router's fp32 bias."""
 MODELS = DENSE | EXPERTS
 VERSIONS = ("0.16", "0.19")
 SPELLINGS = ("engine", "local", "single")
@@ -43,14 +51,26 @@ SAVED = [
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("converted")
     for name, dtype in MODELS.items():
-        config = write_hf_folder(folder / name / "hf", name, dtype=dtype)
+        if name == FURTHER:
+            config = write_mtp_folder(folder / name / "hf", "deepseek_v3", dtype=dtype)
+        else:
+            config = write_hf_folder(folder / name / "hf", name, dtype=dtype)
         convert(folder / name / "hf", folder / name / "mcore", make_vocab_size_divisible_by=PADDED_VOCAB_SIZE)
         (folder / name / "mcore" / "release").rename(folder / name / "release")
         (folder / name / "config.json").write_text(json.dumps(config))
-        hf_model, hf_config = tiny_hf_model(name, dtype=dtype)
-        expected = mcore_tensors(hf_model, hf_config, padded_vocab_size=PADDED_VOCAB_SIZE)
-        torch.save(expected, folder / name / "expected.pt")
+        torch.save(mcore_tensors(weights_of(folder / name / "hf"), config), folder / name / "expected.pt")
     return folder
+
+
+def mcore_tensors(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors of Hugging Face files as megatron names and stacks them, made by the tables' rows."""
+    dims = dims_of(config, make_vocab_size_divisible_by=PADDED_VOCAB_SIZE)
+    tensors: dict[str, Tensor] = {}
+    for step in steps_of(family_of_config(config), dims):
+        parts = [weights[name] for name in step.hf_names]
+        whole = tensors.setdefault(step.mcore_key, parts[0].new_zeros(global_shape(step, dims)))
+        whole[step.index] = step.rule.to_mcore(parts, dims)
+    return tensors
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
@@ -85,11 +105,10 @@ def test_what_they_save_is_exported(
 @pytest.mark.parametrize("name", MODELS)
 def test_what_they_save_is_loaded(saved: tuple[Path, str], name: str, spelling: str) -> None:
     folder, version = saved
-    hf_model, config = tiny_hf_model(name, dtype=MODELS[name])
+    config, expected = read_hf_config(folder / name), torch.load(folder / name / "expected.pt")
     with parallel_processes(Layout()):
         model = build_model(
             config, padded_vocab_size=PADDED_VOCAB_SIZE, layout=Layout(), params_dtype=MODELS[name], backend="torch"
         )
         load_weights(model, folder / name / f"{version}-tp2-{spelling}" / "iter_0000005")
-        expected = mcore_tensors(hf_model, config, padded_vocab_size=PADDED_VOCAB_SIZE)
         assert sum(compare_shards(model, expected)) == sum(tensor.numel() for tensor in expected.values())
