@@ -33,7 +33,7 @@ def fp8_weight(weight_RC: Tensor, scales_KG: Tensor, block: tuple[int, int]) -> 
     whole = dequantize(hf_quantizer=None).convert(
         {"weight$": padded.view(weight_RC.dtype), "weight_scale_inv": scales_KG.float()}
     )["weight"]
-    return cast(Tensor, whole)[:num_rows, :num_columns].to(torch.bfloat16)
+    return cast(Tensor, whole)[:num_rows, :num_columns].to(torch.bfloat16).contiguous()
 
 
 def mxfp4_weight(blocks_ERGB: Tensor, scales_ERG: Tensor) -> Tensor:

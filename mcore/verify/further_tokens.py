@@ -6,16 +6,18 @@ B batch (1), S positions of the prompt, H hidden size, V vocabulary
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mcore.bridge.further_tokens import KEY, config_of_files
 from mcore.bridge.hf_config import read_hf_config
-from mcore.bridge.hf_headers import read_headers
+from mcore.bridge.hf_headers import SINGLE_FILE, read_headers
 from mcore.bridge.hf_quantised import quantisation_of
-from mcore.progress import say
+from mcore.verify.dequantise import dequantised_state
 
 ATTRIBUTE = "further_layers"
 
@@ -28,11 +30,9 @@ def attach_further_layers(model: Any, hf: Path) -> None:
     Source: transformers 5.19 `modeling_layers.py`, `MtpModel`.
     """
     config = read_hf_config(hf)
-    num_layers = config_of_files(config, read_headers(hf)).get(KEY) or 0
+    stored = read_headers(hf)
+    num_layers = config_of_files(config, stored).get(KEY) or 0
     if not num_layers:
-        return
-    if quantisation_of(config) is not None:
-        say("verify: of the layers for further tokens only the bits are compared, as transformers can't load them")
         return
     from transformers.modeling_layers import MtpModel
 
@@ -42,7 +42,14 @@ def attach_further_layers(model: Any, hf: Path) -> None:
         rf"model\.layers\.{number}\..*" for number in range(first, first + num_layers)
     ]
     model.config.num_mtp_layers = num_layers
-    further: Any = MtpModel.from_pretrained(model)
+    with TemporaryDirectory() as scratch:
+        if (quantisation := quantisation_of(config)) is not None:
+            # transformers takes these layers from files only, and does not dequantise them.
+            prefixes = tuple(f"model.layers.{number}." for number in range(first, first + num_layers))
+            own = {name: tensor for name, tensor in stored.items() if name.startswith(prefixes)}
+            save_file(dequantised_state(own, quantisation), Path(scratch) / SINGLE_FILE, metadata={"format": "pt"})
+            model.config.name_or_path = scratch
+        further: Any = MtpModel.from_pretrained(model)
     object.__setattr__(model, ATTRIBUTE, further.eval())
 
 

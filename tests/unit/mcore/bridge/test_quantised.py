@@ -15,6 +15,7 @@ from mcore.bridge.families import dims_of, family_of_config
 from mcore.bridge.hf_config import read_hf_config
 from mcore.errors import InputError
 from mcore.select import select_checkpoint
+from mcore.verify.further_tokens import ATTRIBUTE
 from mcore.verify.structural import compare_on_disk
 from mcore.verify.traces import load_hf_model
 from tests.hf_folders import assert_same_weights, weights_of
@@ -81,7 +82,7 @@ def test_there_and_back(tmp_path, case, capfd):
     assert "quantization_config" not in after and after["dtype"] == "bfloat16"
 
 
-@pytest.mark.parametrize("case", ["blocks", "cut blocks", "channel", "mxfp4"])
+@pytest.mark.parametrize("case", ["blocks", "cut blocks", "channel", "mxfp4", "further tokens"])
 def test_the_model_that_the_proof_runs_holds_the_same_weights(tmp_path, case):
     CASES[case](tmp_path / "hf")
     convert(tmp_path / "hf", tmp_path / "mcore")
@@ -89,6 +90,10 @@ def test_the_model_that_the_proof_runs_holds_the_same_weights(tmp_path, case):
     quantised, plain = load_hf_model(tmp_path / "hf", CPU), load_hf_model(tmp_path / "back", CPU)
     assert_same_weights(quantised.state_dict(), plain.state_dict())
     assert all(weight.dtype == torch.float32 for weight in quantised.parameters())
+    further, of_plain = (getattr(model, ATTRIBUTE, None) for model in (quantised, plain))
+    assert (further is None) == (of_plain is None) == (case != "further tokens")
+    if further is not None:
+        assert_same_weights(further.state_dict(), of_plain.state_dict())
 
 
 @pytest.mark.parametrize(
