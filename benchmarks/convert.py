@@ -16,7 +16,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -57,22 +57,29 @@ class Contender:
     sync_after: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Where things are: the model, its checkpoint, and what contenders make. No more than two are there at a time."""
+
+    hf: Path
+    mcore: Path
+    made: Path
+
+
 def main() -> None:
     """Make the model, measure all contenders in turn, print the card."""
     options = _options()
     options.folder.mkdir(parents=True, exist_ok=True)
-    hf = options.folder / f"{options.shape}-hf"
+    folders = Folders(options.folder / "hf", options.folder / "mcore", options.folder / "made")
     config = dict(SHAPES[options.shape])
     if options.layers:
         config["num_hidden_layers"] = options.layers
-    if hf.exists():
-        shutil.rmtree(hf)
-    num_bytes = write_model(hf, config)
     try:
-        runs = _measure(options, hf, num_bytes)
+        num_bytes = write_model(folders.hf, config)
+        runs = _measure(options, folders, num_bytes)
     finally:
-        if not options.keep:
-            shutil.rmtree(hf)
+        for folder in (folders.hf, folders.mcore, folders.made):
+            _remove(folder)
     card = _card(options, num_bytes, config, runs)
     sys.stdout.write(card)
     if options.card:
@@ -86,12 +93,11 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=[name for name in SHAPES if name != "deepseek-v3"], default="dense-1gb")
     parser.add_argument("--layers", type=int, help="layers, if not as many as the shape has")
-    parser.add_argument("--folder", type=Path, required=True, help="where to work: room for four times the model")
+    parser.add_argument("--folder", type=Path, required=True, help="where to work: room for twice the model")
     parser.add_argument("--workers", type=int, action="append", help="workers of convert and export; may be repeated")
     parser.add_argument("--runs", type=int, default=3, help="runs of each, in alternating order")
     parser.add_argument("--warm", action="store_true", help="leave what is read in the page cache")
     parser.add_argument("--without", action="append", default=[], help="contender to leave out; may be repeated")
-    parser.add_argument("--keep", action="store_true", help="keep the synthetic model")
     parser.add_argument("--card", type=Path, help="write the table as Markdown")
     parser.add_argument("--json", type=Path, help="write all figures")
     options = parser.parse_args()
@@ -99,39 +105,36 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _contenders(options: argparse.Namespace, hf: Path, num_bytes: int) -> list[Contender]:
-    mcore, made = options.folder / "mcore", options.folder / "made"
+def _measure(options: argparse.Namespace, folders: Folders, num_bytes: int) -> dict[str, list[Run]]:
+    """All contenders' runs by name, those that read the model first."""
+    hf, mcore, made = folders.hf, folders.mcore, folders.made
     bridge = [sys.executable, "-m", "mcore.bridge"]
-    contenders = [Contender("cp", hf, made, ["cp", "-r", hf, made], sync_after=True)]
+    from_hf = [Contender("cp", hf, made, ["cp", "-r", hf, made], sync_after=True)]
+    from_mcore = [Contender("cp of the checkpoint", mcore, made, ["cp", "-r", mcore, made], sync_after=True)]
     for workers in options.workers:
         words = ["convert", "--hf", hf, "--output", made, "--workers", workers]
-        contenders.append(Contender(f"convert, {_workers(workers)}", hf, made, [*bridge, *words]))
-    for workers in options.workers:
+        from_hf.append(Contender(f"convert, {_workers(workers)}", hf, made, [*bridge, *words]))
         words = ["export", "--checkpoint", mcore, "--output", made, "--workers", workers]
-        contenders.append(Contender(f"export, {_workers(workers)}", mcore, made, [*bridge, *words]))
-    contenders.append(Contender("T0", hf, None, [sys.executable, "-c", COMPARE, hf, mcore / "release"]))
+        from_mcore.append(Contender(f"export, {_workers(workers)}", mcore, made, [*bridge, *words]))
     if 1.3 * num_bytes + 2e9 < psutil.virtual_memory().available:
         words = [sys.executable, "-c", THERE_AND_BACK, hf, made]
-        contenders.append(Contender("transformers", hf, made, words, sync_after=True))
-    return [contender for contender in contenders if contender.name.split(",")[0] not in options.without]
+        from_hf.append(Contender("transformers", hf, made, words, sync_after=True))
+    runs = {"disk, writing only": [_write_raw(options.folder / "raw", num_bytes) for _ in range(options.runs)]}
+    runs |= _take_turns(from_hf, options)
+    run([*bridge, "convert", "--hf", hf, "--output", mcore])
+    runs |= _take_turns([Contender("T0", hf, None, [sys.executable, "-c", COMPARE, hf, mcore / "release"])], options)
+    _remove(hf)
+    return runs | _take_turns(from_mcore, options)
 
 
-def _measure(options: argparse.Namespace, hf: Path, num_bytes: int) -> dict[str, list[Run]]:
-    """All contenders' runs, by name, and that of the disk itself."""
-    mcore = options.folder / "mcore"
-    run([sys.executable, "-m", "mcore.bridge", "convert", "--hf", hf, "--output", mcore, "--overwrite"])
-    contenders = _contenders(options, hf, num_bytes)
-    runs: dict[str, list[Run]] = {}
-    try:
-        for number in range(options.runs):
-            runs.setdefault("disk, writing only", []).append(_write_raw(options.folder / "raw", num_bytes))
-            for contender in contenders if number % 2 == 0 else reversed(contenders):
-                runs.setdefault(contender.name, []).append(_run(contender, cold=not options.warm))
+def _take_turns(contenders: Sequence[Contender], options: argparse.Namespace) -> dict[str, list[Run]]:
+    runs: dict[str, list[Run]] = {contender.name: [] for contender in contenders}
+    for number in range(options.runs):
+        for contender in contenders if number % 2 == 0 else reversed(contenders):
+            if contender.name not in options.without:
+                runs[contender.name].append(_run(contender, cold=not options.warm))
                 _say(f"{contender.name}: {runs[contender.name][-1].seconds:.2f} s")
-    finally:
-        shutil.rmtree(mcore)
-    order = ["disk, writing only", *(contender.name for contender in contenders)]
-    return {name: runs[name] for name in order}
+    return {name: of_name for name, of_name in runs.items() if of_name}
 
 
 def _run(contender: Contender, *, cold: bool) -> Run:
@@ -167,7 +170,6 @@ def _write_raw(path: Path, num_bytes: int) -> Run:
 
 def _card(options: argparse.Namespace, num_bytes: int, config: dict[str, object], runs: dict[str, list[Run]]) -> str:
     medians = {name: median(of_name) for name, of_name in runs.items()}
-    cp_s = medians["cp"].seconds if "cp" in medians else float("nan")
     lines = [
         f"### {options.shape}, {num_bytes / 1e9:.1f} GB",
         "",
@@ -178,11 +180,13 @@ def _card(options: argparse.Namespace, num_bytes: int, config: dict[str, object]
         "| | seconds | GB/s | speed to `cp` | CPU s | peak memory, GiB | without files' pages |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
-    row: Callable[[str, Run], str] = lambda name, run: (  # noqa: E731
-        f"| {name} | {run.seconds:.1f} | {num_bytes / 1e9 / run.seconds:.2f} | {cp_s / run.seconds:.2f} "
-        f"| {run.cpu_s:.1f} | {run.peak_bytes / 2**30:.2f} | {run.peak_own_bytes / 2**30:.2f} |"
-    )
-    lines += [row(name, of_name) for name, of_name in medians.items()]
+    for name, of_name in medians.items():
+        copy = medians["cp of the checkpoint" if name.startswith("export") else "cp"]
+        lines.append(
+            f"| {name} | {of_name.seconds:.1f} | {num_bytes / 1e9 / of_name.seconds:.2f} "
+            f"| {copy.seconds / of_name.seconds:.2f} | {of_name.cpu_s:.1f} "
+            f"| {of_name.peak_bytes / 2**30:.2f} | {of_name.peak_own_bytes / 2**30:.2f} |"
+        )
     packages = ("megatron-core", "torch", "transformers", "safetensors")
     lines += [
         "",
