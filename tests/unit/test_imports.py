@@ -15,6 +15,7 @@ LIGHT_MCORE = (
     "artifacts", "child", "errors", "folders", "launch", "metrics", "progress", "select", "supervise",
     "backend.layout", "backend.rope_scaling",
     "bridge.dims", "bridge.families", "bridge.hf_config", "bridge.hf_headers", "bridge.plan", "bridge.rules",
+    "bridge.spans",
     "data.rows", "data.sampling", "evaluate.compare", "evaluate.report", "sources.catalogue", "sources.resolve",
 )
 # fmt: on
@@ -68,3 +69,7 @@ def test_every_top_level_folder_is_a_package() -> None:
         assert (ROOT / folder / "__init__.py").is_file()
     for package in (ROOT / "mcore").rglob("*.py"):
         assert (package.parent / "__init__.py").is_file()
+
+
+def test_an_export_does_not_wait_for_megatron() -> None:
+    assert "megatron" not in roots_loaded_by(["mcore.bridge.export"])
