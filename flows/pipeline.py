@@ -63,8 +63,8 @@ def pipeline(run: RunConfig) -> RunResult:
         chosen = select(planned, trained=trained)
 
         # Back to Hugging Face, and proven again.
-        tuned = export(planned, trained=trained, selection=chosen)
-        tuned_proof = verify_export(planned, hf=tuned, mcore=trained, selection=chosen)
+        tuned = export(planned, trained=trained, selection=chosen, base=base)
+        tuned_proof = verify_export(planned, hf=tuned, mcore=trained, selection=chosen, base=base)
 
         # Both models answer the same questions in vLLM, and the tuned one must be good enough.
         if run.evaluate is not None:

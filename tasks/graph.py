@@ -47,6 +47,9 @@ _EVALUATION = (
 FILE_FIELDS = frozenset({"data.dataset", "data.val_dataset", "evaluate.suite", "evaluate.perplexity_dataset"})
 """Fields that name files: their content goes into the key, their place does not."""
 
+ADAPTER_FIELD, ADAPTER_FILES = "train.adapter_load", ("adapter_config.json", "adapter_model.safetensors")
+"""A field that names a folder, and what is read of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -78,9 +81,10 @@ STAGES = (
           ("data", "train", "launch.nproc_per_node", "convert.make_vocab_size_divisible_by"),
           proofs={"proof": "verify_convert"}),
     Stage("select",         "select",   {"trained": "train"}, ("select",)),
-    Stage("export",         "export",   {"trained": "train", "selection": "select"},
+    Stage("export",         "export",   {"trained": "train", "selection": "select", "base": "convert"},
           ("export.torch_dtype", "export.max_shard_size_gb")),
-    Stage("verify_export",  "verify",   {"hf": "export", "mcore": "train", "selection": "select"}, ("verify",)),
+    Stage("verify_export",  "verify",   {"hf": "export", "mcore": "train", "selection": "select", "base": "convert"},
+          ("verify",)),
     Stage("evaluate_base",  "evaluate", {"model": "fetch"}, _EVALUATION),
     Stage("evaluate_tuned", "evaluate", {"model": "export"}, _EVALUATION, proofs={"proof": "verify_export"}),
     Stage("compare",        "compare",  {"base": "evaluate_base", "tuned": "evaluate_tuned"},
@@ -171,6 +175,8 @@ def fields_read(stage: Stage) -> tuple[str, ...]:
 def _ingredient(run: RunConfig, name: str, store: Store) -> Any:
     group, _, field_name = name.partition(".")
     value = getattr(run, group).model_dump(mode="json")[field_name]
+    if name == ADAPTER_FIELD and value is not None:
+        return digest_of(folder_digest(store.digests, Path(value), patterns=ADAPTER_FILES))
     if name not in FILE_FIELDS:
         return value
     if isinstance(value, str):

@@ -13,9 +13,12 @@ def verify_convert(job: Job, *, hf: ArtifactRef, mcore: ArtifactRef) -> None:
 
 
 @stage("verify_export")
-def verify_export(job: Job, *, hf: ArtifactRef, mcore: ArtifactRef, selection: ArtifactRef) -> None:
+def verify_export(
+    job: Job, *, hf: ArtifactRef, mcore: ArtifactRef, selection: ArtifactRef, base: ArtifactRef
+) -> None:
     """Proof that the exported model is the chosen checkpoint: bit equality on disk, then logits."""
-    _verify(job, hf, mcore, "--iteration", selection.metrics["iteration"])
+    merged_into = ["--base", base.path] if job.run.train.tuner_type == "lora" else []
+    _verify(job, hf, mcore, "--iteration", selection.metrics["iteration"], *merged_into)
 
 
 def _verify(job: Job, hf: ArtifactRef, mcore: ArtifactRef, *options: str | int) -> None:

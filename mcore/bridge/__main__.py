@@ -65,6 +65,7 @@ def export(
     hf: Annotated[
         Path | None, typer.Option(help="Folder with the base model's config and tokenizer; CHECKPOINT/hf if not given.")
     ] = None,
+    base: Annotated[Path | None, typer.Option(help="Checkpoint folder that a LoRA run started from.")] = None,
     iteration: Annotated[int | None, typer.Option(help="Iteration; the newest complete one if not given.")] = None,
     torch_dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Dtype of the written weights.")
@@ -74,13 +75,15 @@ def export(
     overwrite: Overwrite = False,
 ) -> None:
     """megatron-core checkpoint (torch_dist) to Hugging Face folder."""
-    refuse_missing(checkpoint=checkpoint, **({} if hf is None else {"hf": hf}))
+    named = {"hf": hf, "base": base}
+    refuse_missing(checkpoint=checkpoint, **{name: folder for name, folder in named.items() if folder is not None})
     from mcore.bridge.export import export as run
 
     metrics = run(
         checkpoint,
         output,
         hf=hf,
+        base=base,
         iteration=iteration,
         torch_dtype=torch_dtype,
         max_shard_size_gb=max_shard_size_gb,

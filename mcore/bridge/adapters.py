@@ -27,6 +27,7 @@ from torch import Tensor
 from mcore.bridge.dist_files import DistTensor, read_dist_tensors
 from mcore.bridge.plan import Step
 from mcore.errors import ConfigError, Problem, SourceError
+from mcore.select import select_checkpoint
 
 CONFIG, WEIGHTS, FOLDER, PREFIX = "adapter_config.json", "adapter_model.safetensors", "adapter", "base_model.model."
 
@@ -126,10 +127,12 @@ class SavedAdapters:
 
     Attributes:
         config: As in the run's folder.
+        config_text: The same, as the file has it.
         matrices: By name.
     """
 
     config: AdapterConfig
+    config_text: str
     matrices: Mapping[str, DistTensor]
     _read: dict[str, Tensor] = field(default_factory=dict)
 
@@ -167,14 +170,18 @@ class SavedAdapters:
         """All matrices by name."""
         return {name: tensor.read_rows((), slice(0, tensor.shape[0])) for name, tensor in self.matrices.items()}
 
-    def write(self, folder: Path, *, config_text: str, vocab_size: int) -> None:
+    def without_padding(self, vocab_size: int) -> dict[str, Tensor]:
+        """All matrices as a PEFT adapter has them, which knows no padding of the vocabulary."""
+        return {
+            name: (tensor[:, :vocab_size] if name.endswith("lora_embedding_A") else tensor).contiguous()
+            for name, tensor in self.whole().items()
+        }
+
+    def write(self, folder: Path, *, vocab_size: int) -> None:
         """Make a PEFT adapter's folder; the padding of the vocabulary is left out."""
         folder.mkdir()
-        (folder / CONFIG).write_text(config_text)
-        tensors = {}
-        for name, tensor in self.whole().items():
-            cut = tensor[:, :vocab_size] if name.endswith("lora_embedding_A") else tensor
-            tensors[PREFIX + name] = cut.contiguous()
+        (folder / CONFIG).write_text(self.config_text)
+        tensors = {PREFIX + name: tensor for name, tensor in self.without_padding(vocab_size).items()}
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
     def _whole(self, name: str) -> Tensor:
@@ -186,24 +193,42 @@ class SavedAdapters:
         return self._read[name]
 
 
-def saved_adapters(checkpoint: Path, iteration_dir: Path) -> SavedAdapters | None:
-    """The adapters of a checkpoint; None if it holds whole weights.
+def weights_and_adapters(checkpoint: Path, iteration_dir: Path, base: Path | None) -> tuple[Path, SavedAdapters | None]:
+    """Where a checkpoint's weights are, and the adapters that count on top of them; None if it holds whole weights.
 
     Args:
         checkpoint: The run's folder.
         iteration_dir: The iteration's in it.
+        base: Checkpoint folder that a LoRA run started from.
 
     Raises:
-        SourceError, ConfigError: The run's `adapter_config.json` can't be used.
-        CheckpointError: The iteration can't be read.
+        SourceError: The run's `adapter_config.json` can't be read.
+        ConfigError: It is of another kind, or the base is missing, another one, or of no use.
+        CheckpointError: A folder holds no complete checkpoint.
     """
     if not (checkpoint / CONFIG).is_file():
-        return None
+        if base is not None:
+            problem = Problem("base", "none, as the checkpoint holds whole weights", str(base))
+            raise ConfigError("the checkpoint is no LoRA run's", [problem])
+        return iteration_dir, None
+    if base is None:
+        problem = Problem("base", "the checkpoint that the LoRA run started from", "none", "Name it with --base.")
+        raise ConfigError(f"{checkpoint} holds adapters only", [problem])
+    weights = select_checkpoint(base).path
+    _refuse_another_base(checkpoint, weights)
     tensors = read_dist_tensors(iteration_dir)
     matrices = {key: tensor for key, tensor in tensors.items() if ".lora_" in key and "optimizer." not in key}
-    return SavedAdapters(read_adapter_config(checkpoint), matrices)
+    return weights, SavedAdapters(read_adapter_config(checkpoint), (checkpoint / CONFIG).read_text(), matrices)
 
 
-def base_problem(name: str) -> Problem:
-    """What is wrong if a LoRA checkpoint comes without the base that it counts on top of."""
-    return Problem(name, "the base of the LoRA run", "none", "Its checkpoints hold adapters only.")
+def _refuse_another_base(checkpoint: Path, weights: Path) -> None:
+    from mcore.train.fingerprint import FILE_NAME, weights_digest
+
+    try:
+        wanted = json.loads((checkpoint / FILE_NAME).read_text())["base"]["weights"]
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        problem = Problem(str(checkpoint / FILE_NAME), "what the run started from", repr(exc))
+        raise ConfigError("it can't be told what base the adapters are for", [problem]) from exc
+    if weights_digest(weights) != wanted:
+        problem = Problem(str(weights), "the weights that the LoRA run started from", "others")
+        raise ConfigError("the adapters are for another base", [problem])

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import torch
 
+from mcore.bridge.adapters import FOLDER as ADAPTER_FOLDER
+from mcore.bridge.adapters import SavedAdapters, weights_and_adapters
 from mcore.bridge.dist_dialects import EMBEDDING, read_weights
 from mcore.bridge.dist_files import DistTensor
 from mcore.bridge.dist_writer import bytes_of
@@ -43,6 +45,7 @@ def export(
     output: Path,
     *,
     hf: Path | None = None,
+    base: Path | None = None,
     iteration: int | None = None,
     torch_dtype: TorchDtype = "auto",
     max_shard_size_gb: float = 5.0,
@@ -51,10 +54,13 @@ def export(
 ) -> dict[str, Any]:
     """Write a checkpoint's weights as a Hugging Face folder that transformers and vLLM load.
 
+    Of a LoRA run they are the base's with the adapters merged into them; the adapter itself is in `adapter/`.
+
     Args:
         checkpoint: Folder with the tracker and the iterations, whichever tool wrote them; or one iteration's own.
         output: The Hugging Face folder to make.
         hf: Folder with the base model's config and further small files; `hf/` of the checkpoint if None.
+        base: Checkpoint folder that a LoRA run started from; None of any other run.
         iteration: Which iteration; the newest complete one if None.
         torch_dtype: Dtype of the written weights; `auto` keeps each tensor's.
         max_shard_size_gb: Largest safetensors file, in 10^9 bytes. A single larger tensor gets a file of its own.
@@ -76,7 +82,8 @@ def export(
     config = read_hf_config(hf)
     family = family_of_config(config)
     dims = dims_of(config)
-    tensors = read_weights(chosen.path, mcore_shapes_of(family, dims))
+    weights, adapters = weights_and_adapters(checkpoint, chosen.path, base)
+    tensors = read_weights(weights, mcore_shapes_of(family, dims))
     if EMBEDDING in tensors:
         dims = replace(dims, padded_vocab=tensors[EMBEDDING].shape[0])
     plan = plan_export(family, dims, mcore=tensors)
@@ -90,8 +97,10 @@ def export(
         places = create_shards(folder, shards)
         pieces = divide(_pieces(plan, tensors), num_workers)
         with progress("export", sum(piece.num_bytes for share in pieces for piece in share), "bytes") as advance:
-            tasks = [partial(_write_pieces, places, plan, tensors, share) for share in pieces]
+            tasks = [partial(_write_pieces, places, plan, tensors, adapters, share) for share in pieces]
             refuse_gaps(places, do_all(tasks, advance))
+        if adapters is not None:
+            adapters.write(folder / ADAPTER_FOLDER, vocab_size=dims.vocab)
         metrics = {
             "iteration": chosen.iteration,
             "num_tensors": len(specs),
@@ -149,6 +158,7 @@ def _write_pieces(
     places: Mapping[str, Place],
     plan: Plan,
     tensors: Mapping[str, DistTensor],
+    adapters: SavedAdapters | None,
     pieces: Sequence[Piece],
     advance: Advance,
 ) -> Counter[str]:
@@ -156,8 +166,9 @@ def _write_pieces(
     with SpanReader() as reader:
         for piece in pieces:
             stored = tensors[piece.step.mcore_key]
-            if not _copy(writer, reader, piece, stored, plan, places):
-                _compute(writer, piece, stored, plan, places)
+            of_step = adapters if adapters is not None and adapters.touch(piece.step) else None
+            if of_step is not None or not _copy(writer, reader, piece, stored, plan, places):
+                _compute(writer, piece, stored, plan, places, of_step)
             advance(piece.num_bytes)
     return writer.close()
 
@@ -195,19 +206,30 @@ def _cast(blocks: Iterable[memoryview], stored: str, written: str) -> Iterable[m
 
 
 def _compute(
-    writer: SafetensorsWriter, piece: Piece, stored: DistTensor, plan: Plan, places: Mapping[str, Place]
+    writer: SafetensorsWriter,
+    piece: Piece,
+    stored: DistTensor,
+    plan: Plan,
+    places: Mapping[str, Place],
+    adapters: SavedAdapters | None,
 ) -> None:
-    """For what lies scattered on either side: a piece is put together in memory first."""
+    """For what lies scattered on either side, or has adapters: a piece is put together in memory first."""
     step, rows = piece.step, piece.rows
     dtype = getattr(torch, places[part_name(step.hf_names[0]).tensor].spec.dtype)
-    tensor = stored.read_rows(step.index, rows).to(dtype)
+    tensor = stored.read_rows(step.index, rows)
+    if adapters is None:
+        tensor = tensor.to(dtype)
     if goes_by_rows(step, plan):
         for number, hf_rows, of_part in step.rule.hf_pieces(tensor, plan.dims, rows.start):
             name, first_row = target(step, plan, number, hf_rows.start)
+            if adapters is not None:
+                of_part = adapters.merged(step.hf_names[number], hf_rows, of_part, dtype)
             writer.write_rows(name, first_row, of_part)
         return
     for name, whole in zip(step.hf_names, step.rule.to_hf(tensor, plan.dims), strict=True):
         part = part_name(name)
+        if adapters is not None:
+            whole = adapters.merged(name, slice(0, whole.shape[0]), whole, dtype)
         of_part = whole.T.contiguous() if part.transposed else whole
         writer.write_rows(part.tensor, (part.index or 0) * of_part.shape[0], of_part)
 

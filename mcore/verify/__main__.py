@@ -18,6 +18,7 @@ def verify(
     hf: Annotated[Path, typer.Option(help="Hugging Face folder.")],
     mcore: Annotated[Path, typer.Option(help="Checkpoint folder, with the tracker and hf/ in it.")],
     output: Annotated[Path, typer.Option(help="Folder of the report; appears whole, whatever the verdict.")],
+    base: Annotated[Path | None, typer.Option(help="Checkpoint folder that a LoRA run started from.")] = None,
     iteration: Annotated[int | None, typer.Option(help="Iteration; the newest complete one if not given.")] = None,
     max_relative_error: Annotated[
         float, typer.Option(min=0.0, help="Largest difference of logits that passes, in their standard deviations.")
@@ -40,13 +41,14 @@ def verify(
 
     Exit status 3 if they differ; the report is written all the same.
     """
-    refuse_missing(hf=hf, mcore=mcore)
+    refuse_missing(hf=hf, mcore=mcore, **({} if base is None else {"base": base}))
     from mcore.verify.verify import verify as run  # torch and megatron: seconds that --help need not wait for
 
     report = run(
         hf,
         mcore,
         output,
+        base=base,
         iteration=iteration,
         max_relative_error=max_relative_error,
         num_prompts=num_prompts,

@@ -23,6 +23,7 @@ from mcore.backend.model import build_model
 from mcore.backend.parallel import device
 from mcore.errors import CheckpointError
 from mcore.progress import progress, say
+from mcore.verify.adapted import Merged
 from mcore.verify.compare import hidden_error, logit_gap
 from mcore.verify.experts import MAX_EXTRA, ExpertCount
 from mcore.verify.lengths import unreached_lengths
@@ -79,6 +80,7 @@ def compare_with_mcore(
     iteration_dir: Path,
     max_relative_error: float,
     rounded_to: str | None = None,
+    merged: Merged | None = None,
 ) -> NumericalResult:
     """Run the checkpoint's model on the same prompts and compare, prompt by prompt.
 
@@ -91,6 +93,7 @@ def compare_with_mcore(
         max_relative_error: The gate.
         rounded_to: Dtype (torch's name) that the checkpoint's weights are rounded to before they are used: what an
             export with a dtype of its own did to them.
+        merged: Adapters that count on top of the checkpoint's weights.
 
     Raises:
         ConfigError: megatron-core can't build a model of this config.
@@ -100,7 +103,7 @@ def compare_with_mcore(
     errors: list[dict[str, float]] = []
     not_loaded: tuple[str, ...] = ()
     try:
-        model = _mcore_model(config, iteration_dir, torch.float32, rounded_to)
+        model = _mcore_model(config, iteration_dir, torch.float32, rounded_to, merged)
     except CheckpointError as error:  # the folder is complete, so these weights do not make this model
         not_loaded = tuple(str(problem) for problem in error.problems) or (error.summary,)
     else:
@@ -143,6 +146,7 @@ def compare_noise(
     iteration_dir: Path,
     dtype: Literal["bfloat16", "float16"],
     max_noise_ratio: float,
+    merged: Merged | None = None,
 ) -> NoiseResult:
     """T2: how far both models are from the fp32 logits in a dtype. Process groups must be running.
 
@@ -153,6 +157,7 @@ def compare_noise(
         iteration_dir: Folder of one iteration of the checkpoint, whose weights megatron-core can load.
         dtype: Of weights and activations.
         max_noise_ratio: The gate: megatron-core's noise over that of transformers.
+        merged: Adapters that count on top of the checkpoint's weights.
     """
     start = time.monotonic()
     prompts, torch_dtype = reference.prompts.prompts, getattr(torch, dtype)
@@ -170,7 +175,7 @@ def compare_noise(
     hf_model = load_hf_model(hf, device(), torch_dtype)
     hf_noise = noise("transformers", hf_traces(hf_model, prompts, device(), with_points=False))
     del hf_model
-    model = _mcore_model(config, iteration_dir, torch_dtype)
+    model = _mcore_model(config, iteration_dir, torch_dtype, merged=merged)
     pad_token_id = config.get("pad_token_id")
     found = mcore_traces(model, prompts, device(), with_points=False, pad_token_id=pad_token_id)
     mcore_noise = noise("megatron-core", found)
@@ -185,7 +190,11 @@ def compare_noise(
 
 @torch.no_grad()
 def _mcore_model(
-    config: Mapping[str, Any], iteration_dir: Path, dtype: torch.dtype, rounded_to: str | None = None
+    config: Mapping[str, Any],
+    iteration_dir: Path,
+    dtype: torch.dtype,
+    rounded_to: str | None = None,
+    merged: Merged | None = None,
 ) -> GPTModel:
     model = build_model(
         config,
@@ -195,6 +204,8 @@ def _mcore_model(
         backend="torch",  # the same arithmetic on every machine; Transformer Engine's is no fp32 reference
     )
     load_weights(model, iteration_dir)
+    if merged is not None:
+        merged.into(model, config)
     if rounded_to:
         for parameter in model.parameters():
             parameter.copy_(parameter.to(getattr(torch, rounded_to)))

@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mcore.bridge.adapters import FOLDER as ADAPTER_FOLDER
+from mcore.bridge.adapters import SavedAdapters, read_adapter_weights
 from mcore.bridge.dims import ModelDims, Shape
 from mcore.bridge.dist_dialects import EMBEDDING, read_weights
 from mcore.bridge.dist_files import DistTensor
@@ -35,7 +37,9 @@ from mcore.verify.hf_reader import HfReader, bits
 from mcore.verify.report import CastCount, StructuralResult, TensorFinding
 
 
-def compare_on_disk(hf: Path, iteration_dir: Path, *, family: Family, dims: ModelDims) -> StructuralResult:
+def compare_on_disk(
+    hf: Path, iteration_dir: Path, *, family: Family, dims: ModelDims, adapters: SavedAdapters | None = None
+) -> StructuralResult:
     """The whole structural proof.
 
     Args:
@@ -43,6 +47,7 @@ def compare_on_disk(hf: Path, iteration_dir: Path, *, family: Family, dims: Mode
         iteration_dir: Folder of one iteration of a checkpoint.
         family: The table that says which rows belong together.
         dims: Sizes by the Hugging Face config; the padded vocabulary is taken from the checkpoint.
+        adapters: What the Hugging Face side has on top of the checkpoint's weights.
 
     Raises:
         SourceError: The Hugging Face files are not whole.
@@ -79,11 +84,13 @@ def compare_on_disk(hf: Path, iteration_dir: Path, *, family: Family, dims: Mode
         ]
         for step in steps:
             if _comparable(step, dims, found, saved):
-                findings += _compare_step(step, dims, saved[step.mcore_key], reader)
+                findings += _compare_step(step, dims, saved[step.mcore_key], reader, adapters)
                 compared += [found[name] for name in step.hf_names]
                 casts.update((saved[step.mcore_key].dtype, found[name].dtype) for name in step.hf_names)
                 num_mcore_tensors += 1
             advance(1)
+    if adapters is not None:
+        findings += _adapter_file(hf / ADAPTER_FOLDER, adapters, dims)
     dtypes = {tensor.dtype for tensor in compared}
     has_casts = any(mcore != of_hf for mcore, of_hf in casts)
     return StructuralResult(
@@ -129,7 +136,9 @@ class _Difference:
         self.largest = gap if gap != gap else max(self.largest, gap)
 
 
-def _compare_step(step: Step, dims: ModelDims, saved: DistTensor, reader: HfReader) -> Iterator[TensorFinding]:
+def _compare_step(
+    step: Step, dims: ModelDims, saved: DistTensor, reader: HfReader, adapters: SavedAdapters | None
+) -> Iterator[TensorFinding]:
     mcore_name = step.mcore_name
     found = [_Difference() for _ in step.hf_names]
     finite = dict.fromkeys((mcore_name, *step.hf_names), True)
@@ -140,7 +149,10 @@ def _compare_step(step: Step, dims: ModelDims, saved: DistTensor, reader: HfRead
             name = step.hf_names[part]
             hf_rows = reader.rows(name, places)
             finite[name] &= is_finite(hf_rows)
-            found[part].add(places.start, hf_rows, piece.to(hf_rows.dtype))
+            wanted = piece.to(hf_rows.dtype)
+            if adapters is not None:
+                wanted = adapters.merged(name, places, piece, hf_rows.dtype)
+            found[part].add(places.start, hf_rows, wanted)
     for name, are_all_finite in finite.items():
         if not are_all_finite:
             yield TensorFinding(tensor=name, kind="not finite", detail="holds NaN or infinity")
@@ -158,6 +170,17 @@ def _compare_step(step: Step, dims: ModelDims, saved: DistTensor, reader: HfRead
                 detail=f"{difference.num_different} of {difference.num_values} values from {mcore_name}{cast}, "
                 f"by up to {difference.largest:.3g}; {difference.first}",
             )
+
+
+def _adapter_file(folder: Path, adapters: SavedAdapters, dims: ModelDims) -> Iterator[TensorFinding]:
+    """The adapter that lies beside the merged weights must hold the checkpoint's bits."""
+    found, wanted = read_adapter_weights(folder), adapters.without_padding(dims.vocab)
+    for name in sorted(wanted.keys() | found.keys()):
+        if name not in found or name not in wanted:
+            side = "the adapter's file" if name in wanted else "the checkpoint"
+            yield TensorFinding(tensor=name, kind="missing", detail=f"no such matrix in {side}")
+        elif found[name].dtype != wanted[name].dtype or not torch.equal(bits(found[name]), bits(wanted[name])):
+            yield TensorFinding(tensor=name, kind="differs", detail="the adapter's file has others than the checkpoint")
 
 
 def _comparable(step: Step, dims: ModelDims, found: Mapping[str, HfTensor], saved: Mapping[str, DistTensor]) -> bool:

@@ -11,6 +11,7 @@ import torch
 
 from mcore.backend.layout import Layout
 from mcore.backend.parallel import parallel_processes
+from mcore.bridge.adapters import weights_and_adapters
 from mcore.bridge.families import dims_of, family_of_config
 from mcore.bridge.further_tokens import config_of_files
 from mcore.bridge.hf_config import HF_FOLDER, max_served_tokens, read_hf_config
@@ -18,6 +19,7 @@ from mcore.bridge.hf_headers import read_headers
 from mcore.folders import refuse_existing, whole_folder
 from mcore.progress import say
 from mcore.select import select_checkpoint
+from mcore.verify.adapted import Merged
 from mcore.verify.numerical import compare_noise, compare_with_mcore, trace_hf
 from mcore.verify.page import write_report
 from mcore.verify.prompts import prompt_set
@@ -30,6 +32,7 @@ def verify(
     mcore: Path,
     output: Path,
     *,
+    base: Path | None = None,
     iteration: int | None = None,
     max_relative_error: float = 1e-4,
     num_prompts: int = 4,
@@ -48,6 +51,8 @@ def verify(
         hf: Hugging Face folder: the reference, as transformers runs it.
         mcore: Checkpoint folder with the tracker, the iterations, and `hf/` with the config that training reads.
         output: Folder of the report.
+        base: Checkpoint folder that a LoRA run started from, if `mcore` is such a run; its adapters then must be merged
+            into the weights of `hf`.
         iteration: Which iteration; the newest complete one if None.
         max_relative_error: Largest difference of fp32 logits that passes, as a fraction of the Hugging Face logits'
             standard deviation.
@@ -70,8 +75,12 @@ def verify(
     mcore_config = read_hf_config(mcore / HF_FOLDER) if (mcore / HF_FOLDER).is_dir() else config
     family, dims = family_of_config(config), dims_of(config)
     say(f"verify: {hf} against {chosen.path}, as {chosen.reason}")
+    weights, adapters = weights_and_adapters(mcore, chosen.path, base)
+    merged = None
+    if adapters is not None:
+        merged = Merged(adapters, {name: tensor.dtype for name, tensor in read_headers(hf).items()})
     with whole_folder(output, overwrite=overwrite) as folder:
-        structural = compare_on_disk(hf, chosen.path, family=family, dims=dims)
+        structural = compare_on_disk(hf, weights, family=family, dims=dims, adapters=adapters)
         say(f"verify: bits on disk are {'equal' if structural.passed else 'NOT equal'}")
         numerical: NumericalResult | None = None
         noise: NoiseResult | None = None
@@ -87,9 +96,10 @@ def verify(
                 numerical = compare_with_mcore(
                     reference,
                     config=mcore_config,
-                    iteration_dir=chosen.path,
+                    iteration_dir=weights,
                     max_relative_error=max_relative_error,
                     rounded_to=structural.cast_to,
+                    merged=merged,
                 )
                 say(f"verify: logits are {'equal' if numerical.passed else 'NOT equal'}, {numerical.summary}")
                 if (noise_dtype := _noise_dtype(hf, dtype)) != "float32" and numerical.passed:
@@ -97,9 +107,10 @@ def verify(
                         reference,
                         hf=hf,
                         config=mcore_config,
-                        iteration_dir=chosen.path,
+                        iteration_dir=weights,
                         dtype=noise_dtype,
                         max_noise_ratio=max_noise_ratio,
+                        merged=merged,
                     )
                     say(f"verify: {noise.summary}")
         report = VerifyReport(

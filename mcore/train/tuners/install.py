@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -69,10 +69,11 @@ class Adapters:
                 parameter.copy_(state[key])
 
     @torch.no_grad()
-    def merge(self, dtype: torch.dtype) -> None:
-        """Add all adapters to the weights, rounded once, to `dtype`, and take them off. For proofs only."""
+    def merge(self, dtype_of: Callable[[Target], torch.dtype]) -> None:
+        """Add all adapters to the weights, rounded once, and let them add nothing any more. For proofs only."""
         for layer, adapter in self.adapters:
             weight: Any = layer.weight
+            dtype = dtype_of(adapter.pairs[0].target)
             weight.copy_((weight.double() + adapter.delta()).to(dtype))
             for pair in adapter.pairs:
                 pair.lora_B.zero_()

@@ -135,6 +135,8 @@ class Source:
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_text("weights")
     for name in ("rows.jsonl", "other.jsonl", "suite.yaml"):
         (tmp_path / "data" / name).write_text(f"content of {name}")
     return tmp_path
@@ -222,6 +224,15 @@ def test_a_changed_file_counts_by_its_content(folder, file, expected):
     before = keys(run_with({}))
     (folder / "data" / file).write_text("other content")
     assert changed(before, keys(run_with({}))) == expected
+
+
+def test_an_adapter_to_start_from_counts_by_its_content(folder):
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "adapter_model.safetensors").write_text("weights")
+    before, after = (keys(run_with({**LORA, "train.adapter_load": name})) for name in ("adapter", "elsewhere"))
+    assert changed(before, after) == NOTHING
+    (folder / "elsewhere" / "adapter_model.safetensors").write_text("Weights")
+    assert changed(before, keys(run_with({**LORA, "train.adapter_load": "elsewhere"}))) == FROM_TRAIN
 
 
 def test_a_moved_file_does_not_count(folder):

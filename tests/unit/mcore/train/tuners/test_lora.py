@@ -74,7 +74,7 @@ def test_logits_and_gradients_are_those_of_peft(name: str, targets: tuple[str, .
             ours = gradients[key] if gradients[key] is not None else torch.zeros_like(parameter)
             assert torch.allclose(ours[:, : of_peft.shape[1]], of_peft, rtol=1e-4, atol=1e-5 * max(largest, 1e-3)), key
         assert all(parameter.grad is None for key, parameter in module.named_parameters() if ".lora." not in key)
-        adapters.merge(torch.float32)
+        adapters.merge(lambda target: torch.float32)
         merged = logits(module, ids, vocab)
         assert ((merged - expected).abs().max() / scale).item() < 2e-5
         assert all(torch.equal(module.state_dict()[key], before[key]) for key in before if "norm" in key)
@@ -89,7 +89,7 @@ def test_a_fresh_adapter_changes_nothing() -> None:
     with parallel_processes(Layout()):
         module, adapters = with_adapters("llama", options(("all-linear", "all-embedding")))
         with_fresh = logits(module, ids, 250)
-        adapters.merge(torch.float32)
+        adapters.merge(lambda target: torch.float32)
         assert torch.equal(logits(module, ids, 250), with_fresh)
 
 
