@@ -7,7 +7,7 @@ RUN ?= configs/runs/smollm2_135m_cpu.yaml
 # pip's own settings (an index, a cache, wheels on disk) are respected; nothing here names a host.
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup setup-gpu demo check fmt test test-faults test-gpu clean
+.PHONY: help setup setup-gpu demo check fmt test test-layouts test-faults test-gpu clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -64,7 +64,10 @@ fmt: setup  ## format and fix what can be fixed
 
 test: setup  ## every test that fits in 15 minutes on 2 cores, no GPU needed
 	OMP_NUM_THREADS=1 .venv/bin/pytest -m "not faults" --numprocesses 2 --dist loadfile tests/unit
-	.venv/bin/pytest -m "not faults" --ignore tests/unit
+	.venv/bin/pytest -m "not faults and not layouts" --ignore tests/unit
+
+test-layouts: setup  ## every family in every layout, on up to eight processes; other versions of megatron-core
+	.venv/bin/pytest -m layouts
 
 test-faults: setup  ## kill -9 and damage, at every stage
 	.venv/bin/pytest -m faults

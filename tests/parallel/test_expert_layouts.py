@@ -18,6 +18,8 @@ from tests.parallel.expert_cases import BACKWARD, FORWARD, LAYOUTS, VIRTUAL, mod
 from tests.parallel.launch import run_torchrun
 from tests.tiny_models import PADDED_VOCAB_SIZE, SIZES, mcore_tensors, tiny_hf_model
 
+pytestmark = pytest.mark.layouts
+
 NPROC = 4
 FROM_CHECKPOINT = ("qwen2_moe", "qwen3_moe_mixed", "gpt_oss")
 """Models whose weights go through a checkpoint that one process saved; the other models are filled by slicing."""

@@ -20,6 +20,8 @@ from tests.parallel.launch import run_torchrun
 from tests.tiny_models import PADDED_VOCAB_SIZE, SIZES, mcore_tensors, tiny_hf_model
 from tests.tiny_mtp import NUM_MTP_LAYERS, mtp_tensors, reference_logits, tiny_mtp_model
 
+pytestmark = pytest.mark.layouts
+
 NPROC = 4
 FROM_CHECKPOINT = ("deepseek_v3", "glm4_moe_mtp")
 """Models whose weights go through a checkpoint that one process saved; the other models are filled by slicing."""

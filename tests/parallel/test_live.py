@@ -17,6 +17,8 @@ from tests.quantised_folders import write_fp8_folder, write_mxfp4_folder
 from tests.tiny_models import CLASSIFIERS, DENSE, LATENT_MODELS, MODELS, MOE, NORMED, PADDED_VOCAB_SIZE
 from tests.tiny_mtp import write_mtp_folder
 
+pytestmark = pytest.mark.layouts
+
 ALL = {**MODELS, **DENSE, **CLASSIFIERS, **NORMED, **LATENT_MODELS, **MOE}
 FAMILIES = {model_class.__name__: name for name, (model_class, *_) in reversed(ALL.items())}
 """The first model of each architecture."""

@@ -32,6 +32,8 @@ from tests.parallel.newer_megatron import newer_megatron
 from tests.tiny_models import PADDED_VOCAB_SIZE
 from tests.tiny_mtp import write_mtp_folder
 
+pytestmark = pytest.mark.layouts
+
 DENSE = {"llama_bias": torch.float32, "qwen2": torch.bfloat16, "qwen3_tied": torch.bfloat16}
 FURTHER = "deepseek_v3_mtp"
 EXPERTS = {"qwen2_moe": torch.bfloat16, "qwen2_moe_mixed": torch.bfloat16, FURTHER: torch.float32}

@@ -18,6 +18,8 @@ from tests.tiny_models import PADDED_VOCAB_SIZE
 from tests.tiny_mtp import write_mtp_folder
 from tests.tiny_runs import recorded, saved_tensors, tiny_run, tiny_tokenizer
 
+pytestmark = pytest.mark.layouts
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
