@@ -116,7 +116,7 @@ def name_as_engine(model: torch.nn.Module) -> None:
 
 
 def state_of(model: GPTModel, metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What the model saves and loads. There is metadata always, as in Megatron-LM: 0.16 fails without on last stages."""
+    """What the model saves and loads. There always is metadata, as in Megatron-LM: last stages of 0.16 need it."""
     return model.sharded_state_dict(metadata=ensure_metadata_has_dp_cp_group(dict(metadata or {})))
 
 
