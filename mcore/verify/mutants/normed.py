@@ -47,6 +47,8 @@ MUTANTS: tuple[Mutant, ...] = (
            config=set_rope(attention_factor=1.0)),
     Mutant("ministral_windows_on_other_layers", "ministral", "windows on the layers that have none, and the other way",
            "layers.0.attention", config=_windows_on_the_other_layers),
+    Mutant("ministral3_queries_do_not_grow", "ministral3", "queries do not grow with their position",
+           "layers.0.attention", config=set_rope(llama_4_scaling_beta=0.0)),
     Mutant("phi3_qkv_by_group", "phi3", "fused QKV taken for grouped rows", "layers.0.attention",
            rows=wrong.with_class(Copy, "linear_qkv.weight")),
     Mutant("phi3_gate_up_swapped", "phi3", "up's half of gate_up_proj taken for gate's", "layers.2.mlp",

@@ -101,6 +101,10 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "MinistralConfig",
         {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"] * 2},
     ),
+    "ministral3": (
+        "Ministral3Config",
+        {"pad_token_id": 0, "rope_parameters": YARN | {"llama_4_scaling_beta": 0.3}},
+    ),
     "phi3": (
         "Phi3Config",
         {"pad_token_id": 0, "original_max_position_embeddings": 16, "rope_parameters": LONGROPE} | PHI3_CONTEXT,
