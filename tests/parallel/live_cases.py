@@ -51,6 +51,8 @@ def suits(layout: str, config: Mapping[str, Any]) -> bool:
     """Whether a model is tried in a layout."""
     if config["architectures"] == ["GptOssForCausalLM"] and layout.startswith("tp2"):
         return layout == "tp2_etp1"  # megatron-core can't divide biases of experts
+    if config["architectures"][0].endswith("SequenceClassification"):
+        return layout in ("tp2", "pp2")  # their layers are those of the language models
     if "kv_lora_rank" in config and layout == "cp2":
         return False  # needs a GPU to be built
     return any(dims_of(config).moe_layers) or not layout.endswith(("ep2", "etp1"))
