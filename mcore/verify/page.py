@@ -105,7 +105,7 @@ def _expert_lines(result: NumericalResult) -> list[str]:
     if not result.num_experts:
         return []
     if not result.unreached_experts:
-        return ["", f"Every one of the {result.num_experts} experts of every layer got tokens."]
+        return ["", f"Every one of the {result.num_experts} experts of every decoder layer got tokens."]
     return [
         "",
         "Experts that no token went to, so that only their bits are proven:",
