@@ -84,11 +84,8 @@ def main() -> None:
         and (not options.contender or case.contender in options.contender)
     ]
     results = []
-    waiting = _start(cases[0], options)
-    for number, case in enumerate(cases):
-        running, waiting = waiting, _start(cases[number + 1], options) if number + 1 < len(cases) else None
-        assert running is not None
-        results.append(_finish(case, running, options))
+    for case in cases:
+        results.append(_run(case, options))
         _say(_row(results[-1], results))
         options.folder.joinpath("results.json").write_text(json.dumps([asdict(result) for result in results]))
     card = _card(results)
@@ -133,29 +130,23 @@ def _cases() -> list[Case]:
     ]
 
 
-def _start(case: Case, options: argparse.Namespace) -> subprocess.Popen[str]:
-    """A case's process, which imports what it needs while the one before still runs, and then waits for its turn."""
-    with _log(case, options).open("w") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.train_cases", json.dumps(asdict(case)), str(options.folder)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-        )  # fmt: skip
-
-
-def _finish(case: Case, process: subprocess.Popen[str], options: argparse.Namespace) -> Result:
-    try:
-        stdout, _ = process.communicate("go\n", timeout=options.timeout_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        return Result(case, failure=f"not done in {options.timeout_s:.0f} s")
-    lines = [line for line in stdout.splitlines() if line.startswith(MARK)]
+def _run(case: Case, options: argparse.Namespace) -> Result:
+    log = _log(case, options)
+    command = [sys.executable, "-m", "benchmarks.train_cases", json.dumps(asdict(case)), str(options.folder)]
+    with log.open("w") as errors:
+        try:
+            process = subprocess.run(
+                command, stdout=subprocess.PIPE, stderr=errors, text=True, timeout=options.timeout_s
+            )
+        except subprocess.TimeoutExpired:
+            return Result(case, failure=f"not done in {options.timeout_s:.0f} s")
+    lines = [line for line in process.stdout.splitlines() if line.startswith(MARK)]
     if lines:
         return Result(case, **json.loads(lines[-1].removeprefix(MARK)))
-    errors = _log(case, options).read_text()
-    if "OutOfMemoryError" in errors:
+    text = log.read_text()
+    if "OutOfMemoryError" in text:
         return Result(case, failure="out of memory")
-    return Result(case, failure=next(iter(reversed(errors.strip().splitlines())), "no output")[:120])
+    return Result(case, failure=next(iter(reversed(text.strip().splitlines())), "no output")[:120])
 
 
 def _log(case: Case, options: argparse.Namespace) -> Path:

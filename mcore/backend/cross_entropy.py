@@ -127,11 +127,10 @@ class _ChunkedLosses(torch.autograd.Function):
             torch._assert_async((grad_T == scale).all(), "all losses of a micro-batch must count alike")
         hidden_grad_TH, weight_grad_VH = ctx.hidden_grad_TH, ctx.weight_grad_VH
         del ctx.hidden_grad_TH, ctx.weight_grad_VH
-        return (
-            None if hidden_grad_TH is None else hidden_grad_TH.mul_(scale),
-            None if weight_grad_VH is None else weight_grad_VH.mul_(scale).to(ctx.weight_dtype),
-            *(None,) * 4,
-        )
+        # A plain product with a number that lies on the device takes a kernel of a sixth of the speed.
+        torch._foreach_mul_([grad for grad in (hidden_grad_TH, weight_grad_VH) if grad is not None], scale)
+        weight_grad_VH = None if weight_grad_VH is None else weight_grad_VH.to(ctx.weight_dtype)
+        return hidden_grad_TH, weight_grad_VH, *(None,) * 4
 
 
 def _add_product(total_VH: Tensor, grad_CV: Tensor, hidden_CH: Tensor) -> None:

@@ -1,7 +1,10 @@
-"""torch's AdamW inside megatron-core 0.16.1, which is written for Transformer Engine's where it is installed.
+"""What megatron-core 0.16.1 does not do rightly for the Adams that it takes.
 
 Transformer Engine's Adam keeps one step count in its groups; torch's keeps one in the state of each parameter, where
 megatron-core's distributed optimizer, asked for `fully_reshardable`, neither expects nor restores it rightly.
+
+As a precision-aware optimizer Transformer Engine's Adam keeps of each fp32 main weight the lower 16 bits, beside the
+bf16 weight. megatron-core writes these bits into checkpoints as if they were the weight, and can't load them.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from typing import Any
 import torch
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from torch import Tensor
 
 
 def fuse(optimizer: MegatronOptimizer) -> None:
@@ -51,6 +55,54 @@ def load(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
         for parameter_state in part.optimizer.state.values():
             # All of them hold one and the same tensor now, and each parameter's update adds 1 to it.
             parameter_state["step"] = parameter_state["step"].clone()
+
+
+def keep_main_weights_whole(optimizer: MegatronOptimizer) -> None:
+    """Have checkpoints of a precision-aware optimizer hold fp32 main weights, like all others; to the bit."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if getattr(part.optimizer, "store_param_remainders", False):
+            _join_and_split(part)
+
+
+def _join_and_split(part: DistributedOptimizer) -> None:
+    read, restore = part._get_main_param_and_optimizer_states, part._set_main_param_and_optimizer_states
+
+    def weight_of(parameter: torch.nn.Parameter) -> Tensor:
+        group, place = part.model_param_group_index_map[parameter]
+        weight: Tensor = part.optimizer.param_groups[group]["params"][place]
+        return weight
+
+    def joined(parameter: torch.nn.Parameter) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = read(parameter)
+        if tensors["param"].dtype == torch.int16:
+            tensors["param"] = join_main_weight(weight_of(parameter), tensors["param"])
+        return tensors
+
+    def split(parameter: torch.nn.Parameter, tensors: dict[str, Tensor]) -> None:
+        weight = weight_of(parameter)
+        if weight.dtype == torch.bfloat16:
+            rounded, remainder = split_main_weight(tensors["param"].to(weight.device))
+            weight.detach().copy_(rounded)
+            tensors = {**tensors, "param": remainder}
+        restore(parameter, tensors)
+
+    part._get_main_param_and_optimizer_states, part._set_main_param_and_optimizer_states = joined, split
+
+
+def join_main_weight(rounded: Tensor, remainder: Tensor) -> Tensor:
+    """An fp32 tensor of its bf16 rounding and the lower 16 bits that Transformer Engine keeps beside that.
+
+    The upper half was rounded up where the lower one, as a signed number, is negative.
+    Source: Transformer Engine, `common/multi_tensor/adam.cu`, `AdamFunctorMasterParamRemainder`.
+    """
+    upper = rounded.contiguous().view(torch.int16) - (remainder < 0).to(torch.int16)
+    return torch.stack((remainder, upper), -1).view(torch.float32).squeeze(-1)
+
+
+def split_main_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The opposite of `join_main_weight`: bf16 tensor and int16 remainder of an fp32 tensor."""
+    remainder, upper = weight.contiguous().unsqueeze(-1).view(torch.int16).unbind(-1)
+    return (upper + (remainder < 0).to(torch.int16)).view(torch.bfloat16), remainder.contiguous()
 
 
 def _restore_without_step(part: DistributedOptimizer) -> None:
