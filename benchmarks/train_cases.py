@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -149,10 +149,10 @@ def ours() -> Callable[[Case], Callable[[], float]]:
     class RandomBase(Base):
         """Weights drawn on the device."""
 
-        def fill(self, module: GPTModel) -> None:
+        def fill(self, modules: Sequence[GPTModel]) -> None:
             torch.manual_seed(0)
             with torch.no_grad():
-                for name, parameter in module.named_parameters():
+                for name, parameter in modules[0].named_parameters():
                     if "norm" in name:
                         parameter.fill_(1.0)
                     elif name.endswith("bias"):
@@ -176,7 +176,7 @@ def ours() -> Callable[[Case], Callable[[], float]]:
         schedule = Schedule(train_iters=100, lr_warmup_iters=0)
         base = RandomBase(hf_config, Path(), Path("random"), dims.padded_vocab)
         training = build_training(config, schedule, base, Layout(), has_weights=True)
-        pt.prepare(training.module, config)
+        pt.prepare(training.modules[0], config)
         draw = torch.Generator().manual_seed(1)
         samples = [
             Sample(ids.tolist(), [False, *[True] * case.sequence])

@@ -90,7 +90,7 @@ def model_config_problems(
         expected = "a ...ForCausalLM model, as train.method pt and sft train on tokens"
         problems.append(Problem("config.json: architectures", expected, repr(family.hf_architecture)))
     if layout is not None:
-        problems += layout.problems(config, padded_vocab_size=dims.padded_vocab)
+        problems += layout.problems(config, padded_vocab_size=dims.padded_vocab) + layout.training_problems(config)
     return problems
 
 

@@ -7,6 +7,7 @@ checks take a second or two.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import shutil
@@ -29,7 +30,7 @@ from configs.schema.placeholders import FIELD_OF, placeholder_values
 from configs.schema.run import RunConfig, layout_problems
 from configs.schema.select import SelectConfig
 from configs.schema.suite import Suite, load_suite
-from configs.schema.train import TrainConfig
+from configs.schema.train import PIPELINE_FIELDS, TrainConfig
 from mcore.artifacts import Store
 from mcore.backend.layout import Layout
 from mcore.bridge.hf_config import read_hf_config
@@ -37,7 +38,9 @@ from mcore.data.rows import Method, load_files, load_rows, read_file
 from mcore.data.sampling import DatasetSpec, parse_spec
 from mcore.errors import ConfigError, InputError, Problem
 from mcore.sources.resolve import ResolvedSource, resolve
-from tasks.graph import StagePlan, stages
+from mcore.train.tuners.targets import choose_targets
+from mcore.train.expert_options import balancing_problems
+from tasks.graph import ADAPTER_FILES, StagePlan, stages
 from tasks.model_folder import collected, model_config_problems, model_folder_problems, served_problems
 
 G = TypeVar("G", bound=StrictModel)
@@ -226,14 +229,15 @@ def _value(raw: Mapping[str, Any], name: str, model: type[StrictModel], field: s
 def _layout(raw: Mapping[str, Any], train: TrainConfig | None) -> Layout:
     """The layout as far as it is known; what is not known is 1, which fits everything."""
     if train is not None:
-        tp, pp = train.tensor_model_parallel_size, train.pipeline_model_parallel_size
-        return Layout(
-            tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, sequence_parallel=train.sequence_parallel
-        )
-    return Layout(
-        tensor_model_parallel_size=_value(raw, "train", TrainConfig, "tensor_model_parallel_size") or 1,
-        pipeline_model_parallel_size=_value(raw, "train", TrainConfig, "pipeline_model_parallel_size") or 1,
-    )
+        return Layout.of(train)
+    values = {field.name: _value(raw, "train", TrainConfig, field.name) for field in dataclasses.fields(Layout)}
+    known = {name: value for name, value in values.items() if value is not None}
+    if known.get("pipeline_model_parallel_size", 1) == 1:  # what then makes no sense was said with `train`
+        for name in PIPELINE_FIELDS:
+            known.pop(name, None)
+    if known.get("tensor_model_parallel_size", 1) == 1:
+        known.pop("sequence_parallel", None)
+    return Layout(**({"expert_tensor_parallel_size": 1} | known))
 
 
 def _layout_problems(raw: Mapping[str, Any], groups: _Groups) -> list[Problem]:
@@ -245,7 +249,16 @@ def _layout_problems(raw: Mapping[str, Any], groups: _Groups) -> list[Problem]:
         getattr(train, field) if train else _value(raw, "train", TrainConfig, field)
         for field in ("micro_batch_size", "global_batch_size")
     )
-    return [Problem(text) for text in layout_problems(nproc, groups.layout.model_parallel_size, micro, total)]
+    layout = groups.layout
+    found = layout_problems(
+        nproc,
+        layout.model_parallel_size,
+        micro,
+        total,
+        expert_parallel_size=layout.expert_parallel_size,
+        interleaved_stages=train.interleaved_stages if train else 1,
+    )
+    return [Problem(text) for text in found]
 
 
 def _file_problems(raw: Mapping[str, Any], groups: _Groups) -> list[Problem]:
@@ -306,6 +319,12 @@ def _model_problems(
             problems += model_config_problems(config, make_vocab_size_divisible_by=divisor, layout=layout)
             if ask_source:
                 collected(problems, source.check_reachable)
+    train = groups.train
+    if config is not None and train is not None:
+        found = collected([], lambda: balancing_problems(train, config))  # what it can't read was said before
+        problems += found or []
+    if config is not None and train is not None and train.tuner_type == "lora":
+        collected(problems, lambda: choose_targets(train.target_modules, config))
     if config is not None and groups.evaluate is not None:
         problems += served_problems(config, groups.evaluate)
     return problems
@@ -364,10 +383,11 @@ def _interpreter_problems(python: str) -> list[Problem]:
 
 
 def _train_problems(train: TrainConfig) -> list[Problem]:
+    problems = _adapter_problems(train)
     if importlib.util.find_spec("transformer_engine") is not None:
-        return []
+        return problems
     fixes = {"backend": "set backend to auto or torch"}
-    return [
+    return problems + [
         Problem(
             f"train.{name}: {str(getattr(train, name)).lower()}",
             "Transformer Engine to be installed",
@@ -376,6 +396,24 @@ def _train_problems(train: TrainConfig) -> list[Problem]:
         )
         for name in train.fields_for_transformer_engine
     ]
+
+
+def _adapter_problems(train: TrainConfig) -> list[Problem]:
+    """What keeps a run with adapters from starting, whatever the model is."""
+    if train.tuner_type != "lora":
+        return []
+    problems = []
+    if train.backend == "transformer_engine":
+        text = "torch, as adapters are not built on Transformer Engine's layers"
+        problems.append(Problem("train.backend", text, train.backend))
+    if train.adapter_load is not None:
+        folder = Path(train.adapter_load)
+        problems += [
+            Problem(f"train.adapter_load: {folder / name}", "a file of a PEFT adapter", "none")
+            for name in ADAPTER_FILES
+            if not (folder / name).is_file()
+        ]
+    return problems
 
 
 def _select_problems(select: SelectConfig, groups: _Groups) -> list[Problem]:

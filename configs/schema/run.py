@@ -49,6 +49,8 @@ class RunConfig(StrictModel):
             self.train.model_parallel_size,
             self.train.micro_batch_size,
             self.train.global_batch_size,
+            expert_parallel_size=self.train.expert_parallel_size,
+            interleaved_stages=self.train.interleaved_stages,
         )
         if problems:
             raise ValueError("\n".join(problems))
@@ -61,7 +63,13 @@ class RunConfig(StrictModel):
 
 
 def layout_problems(
-    nproc_per_node: int, model_parallel_size: int, micro_batch_size: int | None, global_batch_size: int | None
+    nproc_per_node: int,
+    model_parallel_size: int,
+    micro_batch_size: int | None,
+    global_batch_size: int | None,
+    *,
+    expert_parallel_size: int = 1,
+    interleaved_stages: int = 1,
 ) -> list[str]:
     """What is wrong between the number of processes, the layout and the batch sizes.
 
@@ -70,6 +78,8 @@ def layout_problems(
         model_parallel_size: Those of them that one copy of the model takes.
         micro_batch_size: Samples a process computes at once; None if that is not known.
         global_batch_size: Samples a step; None if that is not known.
+        expert_parallel_size: Processes that one copy of all experts takes.
+        interleaved_stages: Pipeline processes, if they have virtual stages; else 1.
     """
     problems = []
     data_parallel_size, rest = divmod(nproc_per_node, model_parallel_size)
@@ -77,6 +87,11 @@ def layout_problems(
         problems.append(
             f"launch.nproc_per_node ({nproc_per_node}) must be a multiple of tensor_model_parallel_size x "
             f"pipeline_model_parallel_size ({model_parallel_size})"
+        )
+    if nproc_per_node % expert_parallel_size:
+        problems.append(
+            f"launch.nproc_per_node ({nproc_per_node}) must be a multiple of expert_tensor_parallel_size x "
+            f"expert_model_parallel_size x pipeline_model_parallel_size ({expert_parallel_size})"
         )
     if micro_batch_size is None or global_batch_size is None:
         return problems
@@ -90,5 +105,11 @@ def layout_problems(
         problems.append(
             f"train.global_batch_size ({global_batch_size}) must be a multiple of micro_batch_size x "
             f"data parallel size ({micro_batch_size} x {data_parallel_size} = {samples})"
+        )
+    elif global_batch_size // samples % interleaved_stages:
+        problems.append(
+            f"train.global_batch_size ({global_batch_size}) must be a multiple of micro_batch_size x data parallel "
+            f"size x pipeline_model_parallel_size ({samples} x {interleaved_stages} = {samples * interleaved_stages}), "
+            "as virtual_pipeline_model_parallel_size is set"
         )
     return problems

@@ -6,10 +6,18 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from configs.schema.experts import ExpertFields
 from configs.schema.lora import LoraFields
 
+PIPELINE_FIELDS = (
+    "virtual_pipeline_model_parallel_size",
+    "decoder_first_pipeline_num_layers",
+    "decoder_last_pipeline_num_layers",
+)
+"""How layers are divided over several pipeline processes."""
 
-class TrainConfig(LoraFields):
+
+class TrainConfig(LoraFields, ExpertFields):
     """One training run: method, layout, batch, schedule, precision, checkpoints."""
 
     method: Literal["pt", "sft"] = "sft"
@@ -21,8 +29,20 @@ class TrainConfig(LoraFields):
     """Processes that share each layer's matrices (TP)."""
     pipeline_model_parallel_size: int = Field(default=1, ge=1)
     """Processes that the layers are divided over (PP)."""
+    virtual_pipeline_model_parallel_size: int | None = Field(default=None, ge=2)
+    """Parts that each pipeline process has of the layers, taken in turns with the others' (VPP); null for one."""
+    decoder_first_pipeline_num_layers: int | None = Field(default=None, ge=1)
+    """Layers of the first pipeline process; null for as many as the others have."""
+    decoder_last_pipeline_num_layers: int | None = Field(default=None, ge=1)
+    """Layers of the last pipeline process; null for as many as the others have."""
+    context_parallel_size: Literal[1] = 1
+    """Processes that the tokens of a sample are divided over (CP). Not built yet."""
     sequence_parallel: bool = False
     """Divide norms and residuals along the sequence over the TP group; needs TP of 2 or more (SP)."""
+    expert_model_parallel_size: int = Field(default=1, ge=1)
+    """Processes that the experts of a layer are divided over (EP). They are data parallel to each other otherwise."""
+    expert_tensor_parallel_size: int = Field(default=1, ge=1)
+    """Processes that share each expert's matrices (ETP), however many share the other matrices."""
     use_distributed_optimizer: bool = True
     """Divide optimizer state over the data parallel group."""
 
@@ -111,6 +131,8 @@ class TrainConfig(LoraFields):
             problems.append(f"min_lr ({self.min_lr}) must not exceed lr ({self.lr})")
         if self.sequence_parallel and self.tensor_model_parallel_size == 1:
             problems.append("sequence_parallel needs tensor_model_parallel_size of 2 or more")
+        problems += self._pipeline_problems()
+        problems += self.expert_problems()
         if self.recompute_granularity == "full" and (not self.recompute_method or not self.recompute_num_layers):
             problems.append("recompute_granularity: full needs recompute_method and recompute_num_layers")
         if self.recompute_granularity != "full" and (self.recompute_method or self.recompute_num_layers):
@@ -122,6 +144,15 @@ class TrainConfig(LoraFields):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _pipeline_problems(self) -> list[str]:
+        problems = []
+        if self.pipeline_model_parallel_size == 1:
+            given = [name for name in PIPELINE_FIELDS if getattr(self, name) is not None]
+            problems += [f"{name} needs pipeline_model_parallel_size of 2 or more" for name in given]
+        if self.tuner_type == "lora" and self.virtual_pipeline_model_parallel_size is not None:
+            problems.append("virtual_pipeline_model_parallel_size needs tuner_type: full")
+        return problems
 
     def _precision_problems(self) -> list[str]:
         problems = []
@@ -151,4 +182,14 @@ class TrainConfig(LoraFields):
     @property
     def model_parallel_size(self) -> int:
         """Processes that one copy of the model takes."""
-        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
+
+    @property
+    def interleaved_stages(self) -> int:
+        """Pipeline processes, whose number micro-batches must divide by if there are virtual stages; else 1."""
+        return 1 if self.virtual_pipeline_model_parallel_size is None else self.pipeline_model_parallel_size
+
+    @property
+    def expert_parallel_size(self) -> int:
+        """Processes that one copy of all experts takes."""
+        return self.expert_tensor_parallel_size * self.expert_model_parallel_size * self.pipeline_model_parallel_size

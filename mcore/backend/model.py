@@ -51,6 +51,7 @@ def build_model(
     recompute_method: Literal["uniform", "block"] | None = None,
     recompute_num_layers: int | None = None,
     gradient_accumulation_fusion: bool = False,
+    training: Mapping[str, Any] | None = None,
     vp_stage: int | None = None,
 ) -> GPTModel:
     """This rank's part of the model, on this rank's device, with NaN in every weight until weights are loaded.
@@ -69,6 +70,7 @@ def build_model(
         recompute_num_layers: Layers, with `full`.
         gradient_accumulation_fusion: Whether weight gradients are added to `main_grad`, which a data parallel wrapper
             gives the weights, inside the matrix product; for backend `transformer_engine`.
+        training: Further fields of megatron-core's config, which say how the model learns.
         vp_stage: Which of this process's parts of the model, with virtual pipeline stages; each is a model of its own.
 
     Raises:
@@ -84,6 +86,7 @@ def build_model(
         recompute_method=recompute_method,
         recompute_num_layers=recompute_num_layers,
         gradient_accumulation_fusion=gradient_accumulation_fusion,
+        **(training or {}),
     )
     rope = ReferenceRope(hf_config)
     dims = dims_of(hf_config)
@@ -121,6 +124,8 @@ def build_model(
             if name.endswith("router.expert_bias"):
                 buffer.fill_(torch.nan)
     mark_divided_weights(model)
+    if layout.divides_experts_differently:
+        mark_experts(model)
     if features.embedding_scale is not None and hasattr(model, "embedding"):
         scale_embedding(model, features.embedding_scale)
     if model.post_process:
@@ -140,7 +145,7 @@ def transformer_config(
     backend: Backend,
     **options: Any,
 ) -> TransformerConfig:
-    """megatron-core's config of the model. `options` are further fields of it.
+    """megatron-core's config of the model. `options` are further fields of it, and count more than the family's.
 
     Raises:
         ConfigError: The architecture is unknown, has features that can't be built, or can't be divided this way.
@@ -155,11 +160,17 @@ def transformer_config(
         arguments = moe_arguments(backend) | arguments
     engine = backend == "transformer_engine"
     return (MLATransformerConfig if arguments.get("multi_latent_attention") else TransformerConfig)(
-        **arguments,
+        **{name: value for name, value in arguments.items() if name not in options},
         softmax_type="learnable" if family.features(hf_config).has_sinks else "vanilla",
         tensor_model_parallel_size=layout.tensor_model_parallel_size,
         pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=layout.virtual_pipeline_model_parallel_size,
+        num_layers_in_first_pipeline_stage=layout.decoder_first_pipeline_num_layers,
+        num_layers_in_last_pipeline_stage=layout.decoder_last_pipeline_num_layers,
+        # With virtual stages two processes send each other activations and gradients at once. In one batch they are
+        # taken for each other where there are but two (seen in 0.16.1).
+        overlap_p2p_comm=layout.virtual_pipeline_model_parallel_size is not None,
+        batch_p2p_comm=layout.virtual_pipeline_model_parallel_size is None,
         context_parallel_size=layout.context_parallel_size,
         expert_model_parallel_size=layout.expert_model_parallel_size,
         expert_tensor_parallel_size=layout.expert_tensor_parallel_size,
@@ -208,6 +219,17 @@ def mark_divided_weights(model: torch.nn.Module) -> None:
         if divided and layer.weight is not None and not hasattr(layer.weight, "tensor_model_parallel"):
             dim = 1 if isinstance(layer, RowParallelLinear) else 0
             set_tensor_model_parallel_attributes(layer.weight, is_parallel=True, dim=dim, stride=1)
+
+
+def mark_experts(model: torch.nn.Module) -> None:
+    """Mark the weights of experts, whose copies lie on other ranks than those of all other weights.
+
+    megatron-core does so under expert parallelism only. Where just their tensor parallelism differs, their gradients
+    would be summed over the wrong ranks (seen in 0.16.1).
+    """
+    for name, parameter in model.named_parameters():
+        if ".mlp.experts." in name:
+            parameter.allreduce = False
 
 
 def scale_embedding(model: GPTModel, scale: float) -> None:

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
 from megatron.core.tensor_parallel.layers import RowParallelLinear
-from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+
+from mcore.backend.balancing import BalancedRouter
 
 
 def moe_layer_spec(
@@ -43,6 +44,7 @@ def moe_layer_spec(
         from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 
         submodules.pre_mlp_layernorm = TESpecProvider().layer_norm()
+        experts.submodules.router = BalancedRouter
     else:
         experts.submodules.router = Router
         experts.submodules.experts.submodules.linear_fc2 = ExpertOutputLinear
@@ -55,23 +57,17 @@ def moe_arguments(backend: Literal["torch", "transformer_engine"]) -> dict[str, 
         "moe_token_dispatcher_type": "alltoall",
         "moe_grouped_gemm": backend == "transformer_engine",
         "moe_router_dtype": "fp32",
-        # What balances the experts in training never changes which of them a token gets: it is for training to choose.
+        # Training says what balances the experts; it changes none of what a model computes.
         "moe_router_load_balancing_type": "none",
     }
 
 
-class Router(TopKRouter):  # type: ignore[misc]
+class Router(BalancedRouter):
     """Router whose logits are computed by torch, in fp32.
 
     megatron-core's own calls a kernel of Transformer Engine, by a name that it leaves undefined where the package is
     missing; where it is there, that kernel rounds fp32 to TF32.
     """
-
-    def _apply_expert_bias(self, routing_map: Tensor, padding_mask: Tensor | None = None) -> None:
-        """Count each expert's tokens `[E]` of a map `[T, E]`, if a bias balances them. megatron-core compiles this."""
-        assert padding_mask is None, "no token is padding"
-        if self.enable_expert_bias and torch.is_grad_enabled():
-            self.local_tokens_per_expert += routing_map.sum(0)
 
     def gating(self, input: Tensor) -> Tensor:
         """Logits `[S, B, E]` of hidden states `[S, B, H]`."""

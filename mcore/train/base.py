@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,17 +41,17 @@ class Base:
         """Whether the weights are a Hugging Face folder's own."""
         return self.weights == self.hf
 
-    def fill(self, module: GPTModel) -> None:
-        """Load the weights; all ranks call it.
+    def fill(self, modules: Sequence[GPTModel]) -> None:
+        """Load the weights into this rank's parts of the model; all ranks call it.
 
         Raises:
             InputError: The folder does not hold this model.
             CheckpointError: The checkpoint can't be read or does not hold this model, or weights are NaN.
         """
         if self.is_safetensors:
-            load_safetensors([module], self.hf)
+            load_safetensors(modules, self.hf)
         else:
-            load_weights(module, self.weights)
+            load_weights(modules, self.weights)
 
 
 def open_base(folder: Path, run: RunConfig) -> Base:

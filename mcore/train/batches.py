@@ -20,11 +20,12 @@ class MicroBatch:
     """What one forward pass of one rank reads.
 
     `trained_places_T` are the places, in sequence-first order (`s * B + b`), from which a trained token is predicted;
-    `labels_1T` are those tokens.
+    `labels_1T` are those tokens. `padding_BS` is true where there is no token.
     """
 
     tokens_BS: Tensor
     position_ids_BS: Tensor
+    padding_BS: Tensor
     trained_places_T: Tensor
     labels_1T: Tensor
 
@@ -39,6 +40,7 @@ class Batching:
         data_parallel_rank: This process among them.
         same_length: Whether all micro-batches of a step have one length, as pipeline stages expect of each other.
         length_multiple: Tokens: lengths are rounded up to a multiple of this.
+        count_multiple: Micro-batches of a step are made a multiple of this.
     """
 
     micro_batch_size: int
@@ -46,6 +48,7 @@ class Batching:
     data_parallel_rank: int = 0
     same_length: bool = False
     length_multiple: int = 1
+    count_multiple: int = 1
 
     def split(self, lengths: Sequence[int]) -> list[list[int]]:
         """Places of this rank's samples, a list a micro-batch.
@@ -56,7 +59,7 @@ class Batching:
         # The loss is a mean over all tokens of the step, so the order inside it is free.
         by_length = sorted(range(len(lengths)), key=lambda place: (-lengths[place], place))
         round_size = self.micro_batch_size * self.data_parallel_size
-        num_rounds = math.ceil(len(by_length) / round_size)
+        num_rounds = math.ceil(len(by_length) / round_size / self.count_multiple) * self.count_multiple
         by_length += range(len(by_length), num_rounds * round_size)
         mine = self.data_parallel_rank * self.micro_batch_size
         return [
@@ -89,7 +92,9 @@ def _pad(samples: Sequence[Sample], length: int, device: torch.device) -> MicroB
     # Padding stands behind the sample, where causal attention keeps it from reaching any real token.
     ids_BS = torch.zeros(len(samples), length + 1, dtype=torch.int64)
     trained_BS = torch.zeros(len(samples), length + 1, dtype=torch.bool)
+    is_token_BS = torch.zeros(len(samples), length, dtype=torch.bool)
     for row, sample in enumerate(samples):
+        is_token_BS[row, : max(0, len(sample.token_ids) - 1)] = True
         ids_BS[row, : len(sample.token_ids)] = torch.as_tensor(sample.token_ids, dtype=torch.int64)
         trained_BS[row, : len(sample.loss_mask)] = torch.as_tensor(sample.loss_mask, dtype=torch.bool)
     places_T = trained_BS[:, 1:].t().flatten().nonzero().squeeze(1)
@@ -97,6 +102,7 @@ def _pad(samples: Sequence[Sample], length: int, device: torch.device) -> MicroB
     return MicroBatch(
         tokens_BS=ids_BS[:, :-1].to(device),
         position_ids_BS=torch.arange(length).expand(len(samples), length).to(device),
+        padding_BS=~is_token_BS.to(device),
         trained_places_T=places_T.to(device),
         labels_1T=labels_T[None].to(device),
     )

@@ -87,6 +87,8 @@ def save(output: Path, training: Training, position: Position, layout: Layout, s
             "consumed_train_samples": position.consumed_samples,
             "tensor_model_parallel_size": layout.tensor_model_parallel_size,
             "pipeline_model_parallel_size": layout.pipeline_model_parallel_size,
+            "expert_model_parallel_size": layout.expert_model_parallel_size,
+            "data_parallel_size": parallel_state.get_data_parallel_world_size(),
         }
     )
     dist_checkpointing.save(state, str(folder), content_metadata=dict(OPTIMIZER_FORMAT))
@@ -115,9 +117,8 @@ def load(folder: Path, training: Training, layout: Layout) -> Position:
     read_dist_tensors(folder)  # torch unpickles whatever `.metadata` names; this refuses all but plain values
     common = dist_checkpointing.load_common_state_dict(str(folder))
     saved = common["args"]
-    same_layout = (saved.tensor_model_parallel_size, saved.pipeline_model_parallel_size) == (
-        layout.tensor_model_parallel_size,
-        layout.pipeline_model_parallel_size,
+    same_layout = _generators(saved, getattr(saved, "data_parallel_size", 1)) == _generators(
+        layout, parallel_state.get_data_parallel_world_size()
     )
     adam.prime(training.optimizer)
     state = _state(training, layout, is_loading=True)
@@ -163,8 +164,9 @@ def copy_hf_files(hf: Path, hf_config: Mapping[str, Any], output: Path) -> None:
 def _state(training: Training, layout: Layout, *, is_loading: bool) -> dict[str, Any]:
     model = training.sharded_weights()
     optimizer = training.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=dict(OPTIMIZER_FORMAT))
-    if optimizer.get("param_state", optimizer) is None:
-        del optimizer["param_state"]  # gathered on another rank; megatron-core would warn that the ranks differ
+    for part in (optimizer, *(part for key, part in optimizer.items() if isinstance(key, int))):  # experts have their own
+        if part.get("param_state", part) is None:
+            del part["param_state"]  # gathered on another rank; megatron-core would warn that the ranks differ
     return {"model": model, "optimizer": optimizer, "rng_state": _sharded_rng_state(layout)}
 
 
@@ -176,16 +178,21 @@ def _sharded_rng_state(layout: Layout) -> ShardedObject:
         "cuda_rng_state": torch.cuda.get_rng_state(),
         "rng_tracker_states": tensor_parallel.get_cuda_rng_tracker().get_states(),
     }
+    rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
+    shape = _generators(layout, parallel_state.get_data_parallel_world_size())
+    place = (parallel_state.get_pipeline_model_parallel_rank(), parallel_state.get_tensor_model_parallel_rank(), rank)
     return ShardedObject(
-        "rng_state",
-        [state],
-        (layout.pipeline_model_parallel_size, layout.tensor_model_parallel_size),
-        (
-            parallel_state.get_pipeline_model_parallel_rank(),
-            parallel_state.get_tensor_model_parallel_rank(),
-        ),
-        replica_id=parallel_state.get_data_parallel_rank(with_context_parallel=True),
+        "rng_state", [state], shape, place[: len(shape)], replica_id=rank if len(shape) < len(place) else 0
     )
+
+
+def _generators(layout: Any, data_parallel_size: int) -> tuple[int, ...]:
+    """How many different states the processes' generators have, by pipeline, tensor and data parallel rank.
+
+    Data parallel ranks only differ where they have different experts.
+    """
+    alike = (layout.pipeline_model_parallel_size, layout.tensor_model_parallel_size)
+    return alike if getattr(layout, "expert_model_parallel_size", 1) == 1 else (*alike, data_parallel_size)
 
 
 def _set_rng_state(state: Mapping[str, Any]) -> None:

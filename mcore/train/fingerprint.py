@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from configs.schema.experts import ExpertFields
 from configs.schema.train import TrainConfig
 from mcore.bridge.adapters import WEIGHTS
 from mcore.errors import ConfigError, Problem
@@ -44,6 +45,8 @@ FIELDS = (
     "exp_avg_sq_dtype",
 )
 """Fields of `train` that decide what is learnt, or what a checkpoint holds."""
+EXPERT_FIELDS = tuple(ExpertFields.model_fields)
+"""The same of runs that balance experts."""
 LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "use_rslora")
 """The same of runs with adapters."""
 
@@ -64,6 +67,7 @@ def fingerprint(
         "version": VERSION,
         "train": {name: getattr(config, name) for name in FIELDS}
         | _of_adapters(config)
+        | _of_experts(config)
         | {"train_iters": schedule.train_iters, "lr_warmup_iters": schedule.lr_warmup_iters},
         "data": {"train": data, "validation": validation},
         "base": {"weights": weights_digest(base_weights)},
@@ -78,6 +82,12 @@ def weights_digest(folder: Path) -> str:
         with path.open("rb") as file:
             digest.update(file.read(HEAD_BYTES))
     return digest.hexdigest()
+
+
+def _of_experts(config: TrainConfig) -> dict[str, Any]:
+    """Fields that balance experts; none of a run that balances nothing."""
+    fields: dict[str, Any] = {name: getattr(config, name) for name in EXPERT_FIELDS}
+    return {} if fields == ExpertFields().model_dump() else fields
 
 
 def _of_adapters(config: TrainConfig) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from configs.schema.train import TrainConfig
+from mcore.backend.balancing import set_trained_share, take_expert_tokens
 from mcore.backend.layout import Layout
 from mcore.bridge.families import dims_of
 from mcore.bridge.hf_config import HF_FOLDER
@@ -76,6 +77,7 @@ class Loop:
             data_parallel_rank=parallel_state.get_data_parallel_rank(),
             same_length=self.layout.pipeline_model_parallel_size > 1,
             length_multiple=self.layout.tensor_model_parallel_size if self.layout.sequence_parallel else 1,
+            count_multiple=self.config.interleaved_stages,
         )
 
     def run(self, position: Position) -> None:
@@ -137,19 +139,22 @@ class Loop:
             TrainingError: Its loss or gradient is not finite; names the samples.
         """
         start_s = time.perf_counter()
-        model, optimizer = self.training.model, self.training.optimizer
+        optimizer, modules = self.training.optimizer, self.training.modules
         size = self.config.global_batch_size
         samples = self.data.batch((iteration - 1) * size, size)
         if self.config.lora_dropout and self.training.adapters is not None:
             seed_step(self.config.seed, iteration)
-        model.zero_grad_buffer()
+        lengths = [len(sample.token_ids) for sample in samples]
+        num_trained = sum(int(sum(sample.loss_mask)) for sample in samples)
+        set_trained_share(modules, num_trained / max(1, sum(lengths) - len(lengths)))
+        for chunk in self.training.chunks:
+            chunk.zero_grad_buffer()
         optimizer.zero_grad()
         loss_sum = self._forward(samples, train=True)
         lr = get_canonical_lr_for_logging(optimizer.param_groups)
         _, grad_norm, _ = optimizer.step()
         self.training.scheduler.step(1)
         loss_sum, num_stopping = self._sum_over_ranks(loss_sum, float(self.stop.received))
-        num_trained = sum(int(sum(sample.loss_mask)) for sample in samples)
         loss = loss_sum / num_trained
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise TrainingError(
@@ -159,7 +164,10 @@ class Loop:
                     for place, sample in enumerate(samples)
                 ],
             )
-        lengths = [len(sample.token_ids) for sample in samples]
+        tokens_LE = []
+        if any(self.dims.moe_layers):
+            all_LE = take_expert_tokens(modules, self.dims.num_layers, self.dims.size("experts"))
+            tokens_LE = [of_layer for of_layer, is_moe in zip(all_LE, self.dims.moe_layers, strict=True) if is_moe]
         step = Step(
             iteration=iteration,
             loss=loss,
@@ -168,6 +176,7 @@ class Loop:
             step_time_s=time.perf_counter() - start_s,
             tokens=sum(lengths),
             flops=model_flops(self.dims, lengths, num_trained),
+            expert_tokens=tokens_LE,
         )
         return step, num_stopping > 0
 
@@ -181,12 +190,14 @@ class Loop:
             return
         start_s = time.perf_counter()
         by_length = sorted(self.validation, key=lambda sample: len(sample.token_ids))
-        self.training.model.eval()
+        for chunk in self.training.chunks:
+            chunk.eval()
         loss_sum = 0.0
         with torch.no_grad():
             for start in range(0, len(by_length), self.config.global_batch_size):
                 loss_sum += self._forward(by_length[start : start + self.config.global_batch_size], train=False)
-        self.training.model.train()
+        for chunk in self.training.chunks:
+            chunk.train()
         (loss_sum,) = self._sum_over_ranks(loss_sum)
         loss = loss_sum / self.validation.num_trained_tokens
         if not math.isfinite(loss):
@@ -221,7 +232,7 @@ class Loop:
     def write_safetensors(self, iteration: int) -> None:
         """Write the weights as a Hugging Face folder beside the checkpoint of this iteration."""
         save_safetensors(
-            [self.training.module],
+            self.training.modules,
             self.hf_config,
             safetensors_dir(self.output, iteration),
             small_files=self.output / HF_FOLDER,
@@ -235,10 +246,12 @@ class Loop:
             The sum of its trained tokens' losses; 0 on ranks that don't hold the last pipeline stage.
         """
         batches: list[MicroBatch] = self.batching.micro_batches(samples, self.device)
+        chunks = list(self.training.chunks)
+        iterators = [iter(batches) for _ in chunks]  # every part of the model reads all of them
         losses = self.forward_backward(
             forward_step_func=self.forward_step,
-            data_iterator=iter(batches),
-            model=[self.training.model],
+            data_iterator=iterators if len(chunks) > 1 else iterators[0],
+            model=chunks,
             num_microbatches=len(batches),
             seq_length=batches[0].tokens_BS.shape[1],
             micro_batch_size=self.config.micro_batch_size,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import resource
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Step:
         step_time_s: Without saving and validation.
         tokens: Tokens of the step's samples, trained or not, without padding.
         flops: Model FLOPs of the step (`model_flops`).
+        expert_tokens: Tokens that each expert of each layer with experts got, padding not counted; none without.
     """
 
     iteration: int
@@ -48,6 +49,7 @@ class Step:
     step_time_s: float
     tokens: int
     flops: float
+    expert_tokens: list[list[int]] = field(default_factory=list)
 
 
 def model_flops(dims: ModelDims, lengths: list[int], num_trained: int) -> float:
@@ -127,6 +129,7 @@ class TrainingLog:
         self.training_time_s += step.step_time_s
         tokens_per_s = step.tokens / step.step_time_s
         if last or step.iteration % self.logging_steps == 0:
+            load = {"expert_tokens": step.expert_tokens} if step.expert_tokens else {}
             self._append(
                 {
                     "iteration": step.iteration,
@@ -140,6 +143,7 @@ class TrainingLog:
                     "consumed_samples": step.iteration * self.global_batch_size,
                     "consumed_tokens": self.consumed_tokens,
                     "time": time.time(),
+                    **load,
                 }
             )
         return f"loss {step.loss:.4f}, {tokens_per_s:.0f} tokens/s"
@@ -171,7 +175,11 @@ class TrainingLog:
     def _append(self, record: dict[str, Any]) -> None:
         append_metrics(self.path, record)
         for name, value in record.items():
-            if name not in {"iteration", "time"} and value is not None:
+            if name == "expert_tokens":
+                for layer, tokens in enumerate(value):  # an expert that gets as many as all get on average has 1
+                    busiest = max(tokens) * len(tokens) / max(1, sum(tokens))
+                    self.board.add_scalar(f"expert_load/busiest_of_layer_{layer}", busiest, record["iteration"])
+            elif name not in {"iteration", "time"} and value is not None:
                 self.board.add_scalar(name, value, record["iteration"])
 
 

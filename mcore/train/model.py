@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from configs.schema.train import TrainConfig
 from mcore.backend.layout import Layout
 from mcore.backend.model import build_model
 from mcore.backend.specs import Backend, resolve_backend
+from mcore.bridge.families import dims_of
 from mcore.errors import Problem
 from mcore.train import adam
 from mcore.train.base import Base
+from mcore.train.expert_options import expert_arguments
 from mcore.train.schedule import Schedule, lr_scheduler
 from mcore.train.tuners.install import Adapters, install_adapters
 from mcore.train.tuners.options import LoraOptions
@@ -34,27 +36,34 @@ class Training:
     """Everything that a step changes.
 
     Attributes:
-        module: megatron-core's bare model, this rank's part.
-        model: The same, wrapped for training.
+        modules: megatron-core's bare models, this rank's parts: one, or one a virtual pipeline stage.
+        chunks: The same, wrapped for training.
         optimizer: Its optimizer.
         scheduler: Writes learning rates into the optimizer.
         adapters: What learns, with `tuner_type: lora`; None if all of the model does.
     """
 
-    module: GPTModel
-    model: DistributedDataParallel
+    modules: Sequence[GPTModel]
+    chunks: Sequence[DistributedDataParallel]
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
     adapters: Adapters | None = None
 
     def sharded_weights(self) -> dict[str, Any]:
         """This rank's parts of what learns, as checkpoints hold it."""
-        state: dict[str, Any] = (self.adapters or self.module).sharded_state_dict()
-        return state
+        holders = self._holders()
+        states = [holder.sharded_state_dict() for holder in holders]
+        # Parts are told apart in this process only: in a checkpoint each layer has its own place.
+        return states[0] if len(states) == 1 else {f"stage_{number}": state for number, state in enumerate(states)}
 
     def load_weights(self, state: Mapping[str, Any]) -> None:
         """Take this rank's parts, by the keys of `sharded_weights`."""
-        (self.adapters or self.module).load_state_dict(state)
+        holders = self._holders()
+        for number, holder in enumerate(holders):
+            holder.load_state_dict(state if len(holders) == 1 else state[f"stage_{number}"])
+
+    def _holders(self) -> Sequence[Any]:
+        return self.modules if self.adapters is None else [self.adapters]
 
 
 def engine_problems(config: TrainConfig, backend: Backend) -> list[Problem]:
@@ -98,38 +107,46 @@ def build_training(
     dtype = DTYPES[config.torch_dtype]
     backend = resolve_backend(config.backend)
     fusion = config.gradient_accumulation_fusion
-    module = build_model(
-        base.hf_config,
-        padded_vocab_size=base.padded_vocab_size,
-        layout=layout,
-        params_dtype=dtype,
-        backend=backend,
-        recompute_granularity=config.recompute_granularity,
-        recompute_method=config.recompute_method,
-        recompute_num_layers=config.recompute_num_layers,
-        gradient_accumulation_fusion=backend == "transformer_engine" if fusion is None else fusion,
-    )
-    model_config = module.config
-    model_config.calculate_per_token_loss = True
-    wrapped = module if dtype == torch.float32 else Float16Module(model_config, module)
+    has_experts = any(dims_of(base.hf_config).moe_layers)
+    num_parts = layout.virtual_pipeline_model_parallel_size
+    modules = [
+        build_model(
+            base.hf_config,
+            padded_vocab_size=base.padded_vocab_size,
+            layout=layout,
+            params_dtype=dtype,
+            backend=backend,
+            recompute_granularity=config.recompute_granularity,
+            recompute_method=config.recompute_method,
+            recompute_num_layers=config.recompute_num_layers,
+            gradient_accumulation_fusion=backend == "transformer_engine" if fusion is None else fusion,
+            training={"calculate_per_token_loss": True} | (expert_arguments(config) if has_experts else {}),
+            vp_stage=None if num_parts is None else part,
+        )
+        for part in range(num_parts or 1)
+    ]
+    wrapped = [module if dtype == torch.float32 else Float16Module(module.config, module) for module in modules]
     is_lora = config.tuner_type == "lora"
     if has_weights or is_lora:  # checkpoints of adapters hold nothing of the base
         # Only now: the wrapper rounds buffers, and routers have one that stays in fp32.
-        base.fill(module)
+        base.fill(modules)
     adapters = None
     if is_lora:
         options = LoraOptions.of(config)
-        adapters = install_adapters(module, base.hf_config, options, seed=config.seed)
+        adapters = install_adapters(modules[0], base.hf_config, options, seed=config.seed)
         if has_weights and config.adapter_load:
             adapters.start_from(Path(config.adapter_load), options)
-    model = DistributedDataParallel(
-        model_config,
-        DistributedDataParallelConfig(
-            grad_reduce_in_fp32=config.main_grads_dtype == "float32",
-            use_distributed_optimizer=config.use_distributed_optimizer,
-        ),
-        wrapped,
-    )
+    chunks = [
+        DistributedDataParallel(
+            module.config,
+            DistributedDataParallelConfig(
+                grad_reduce_in_fp32=config.main_grads_dtype == "float32",
+                use_distributed_optimizer=config.use_distributed_optimizer,
+            ),
+            whole,
+        )
+        for module, whole in zip(modules, wrapped, strict=True)
+    ]
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
@@ -149,8 +166,10 @@ def build_training(
             exp_avg_dtype=DTYPES[config.exp_avg_dtype],
             exp_avg_sq_dtype=DTYPES[config.exp_avg_sq_dtype],
         ),
-        [model],
+        chunks,
     )
     adam.fuse(optimizer)
-    model_config.finalize_model_grads_func = finalize_model_grads
-    return Training(module, model, optimizer, lr_scheduler(config, schedule, optimizer), adapters)
+    adam.keep_main_weights_whole(optimizer)
+    for module in modules:
+        module.config.finalize_model_grads_func = finalize_model_grads
+    return Training(modules, chunks, optimizer, lr_scheduler(config, schedule, optimizer), adapters)

@@ -22,6 +22,7 @@ from mcore.select import Selection, iterations_in, select_checkpoint
 from mcore.train import checkpoint
 from mcore.train.base import Base, open_base
 from mcore.train.checkpoint import Position
+from mcore.train.expert_options import balancing_problems
 from mcore.train.fingerprint import claim, fingerprint
 from mcore.train.housekeeping import remove_unfinished
 from mcore.train.loop import Loop
@@ -55,11 +56,7 @@ def train(run: RunConfig, base: Path, output: Path, stop: StopRequest | None = N
         TrainingError: A loss or a gradient is not finite.
     """
     config = run.train
-    layout = Layout(
-        tensor_model_parallel_size=config.tensor_model_parallel_size,
-        pipeline_model_parallel_size=config.pipeline_model_parallel_size,
-        sequence_parallel=config.sequence_parallel,
-    )
+    layout = Layout.of(config)
     start = open_base(base, run)
     parallel.start(layout, seed=config.seed)
     _check(config, layout, start)
@@ -75,7 +72,8 @@ def train(run: RunConfig, base: Path, output: Path, stop: StopRequest | None = N
         _say(f"{output} is complete at iteration {schedule.train_iters}")
         return
     training = build_training(config, schedule, start, layout, has_weights=resumed is None)
-    method.prepare(training.module, config)
+    for module in training.modules:
+        method.prepare(module, config)
     position = Position()
     if resumed is not None:
         position = checkpoint.load(resumed.path, training, layout)
@@ -99,14 +97,17 @@ def train(run: RunConfig, base: Path, output: Path, stop: StopRequest | None = N
 
 def _check(config: TrainConfig, layout: Layout, base: Base) -> None:
     problems = layout.problems(base.hf_config, padded_vocab_size=base.padded_vocab_size)
+    problems += layout.training_problems(base.hf_config)
+    problems += balancing_problems(config, base.hf_config)
     problems += engine_problems(config, resolve_backend(config.backend))
     problems += adapter_problems(config, base.hf_config, resolve_backend(config.backend))
-    samples = config.micro_batch_size * parallel_state.get_data_parallel_world_size()
+    samples = config.micro_batch_size * parallel_state.get_data_parallel_world_size() * config.interleaved_stages
     if config.global_batch_size % samples:
         problems.append(
             Problem(
                 "train.global_batch_size",
-                f"a multiple of micro_batch_size x data parallel size ({samples})",
+                "a multiple of micro_batch_size x data parallel size"
+                + f"{' x pipeline_model_parallel_size' * (config.interleaved_stages > 1)} ({samples})",
                 str(config.global_batch_size),
             )
         )

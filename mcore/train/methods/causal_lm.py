@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from megatron.core.utils import get_attr_wrapped_model
+from megatron.core.utils import get_attr_wrapped_model, get_model_config
 from torch import Tensor
 
 from configs.schema.train import TrainConfig
@@ -34,10 +35,17 @@ def forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple
 
     The last pipeline stage returns the losses of the trained tokens, `[1, T]`; others return hidden states.
     """
-    batch = next(batches)
+    batch, config = next(batches), get_model_config(model)
     if get_attr_wrapped_model(model, "post_process"):
         get_attr_wrapped_model(model, "_postprocess").places_T = batch.trained_places_T
-    return model(batch.tokens_BS, batch.position_ids_BS, None, labels=batch.labels_1T), summed_loss
+    options: dict[str, Any] = {}
+    if config.num_moe_experts is not None:
+        options["padding_mask"] = batch.padding_BS
+        if config.sequence_parallel and not get_attr_wrapped_model(model, "pre_process"):
+            # megatron-core divides it where it divides the embedding, and forgets the stages behind.
+            rank, size = parallel_state.get_tensor_model_parallel_rank(), config.tensor_model_parallel_size
+            options["padding_mask"] = batch.padding_BS.chunk(size, dim=1)[rank]
+    return model(batch.tokens_BS, batch.position_ids_BS, None, labels=batch.labels_1T, **options), summed_loss
 
 
 def summed_loss(losses_1T: Tensor) -> LossOutput:

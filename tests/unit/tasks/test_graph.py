@@ -21,6 +21,8 @@ EVERYTHING_BEHIND_FETCH = FROM_CONVERT | EVALUATION
 NOTHING: set[str] = set()
 
 LORA = {"train.tuner_type": "lora"}
+PP2 = {"train.pipeline_model_parallel_size": 2}
+BALANCED = {"train.moe_router_load_balancing_type": "aux_loss", "train.moe_aux_loss_coeff": 0.1}
 
 # Field: (new value, stages whose keys change). Values in a mapping set further fields, where one alone is no valid run.
 TABLE = {
@@ -53,6 +55,23 @@ TABLE = {
     "train.adapter_load": ({**LORA, "train.adapter_load": "adapter"}, FROM_TRAIN),
     "train.tensor_model_parallel_size": (2, FROM_TRAIN),
     "train.pipeline_model_parallel_size": (2, FROM_TRAIN),
+    "train.virtual_pipeline_model_parallel_size": (
+        {**PP2, "train.virtual_pipeline_model_parallel_size": 2},
+        FROM_TRAIN,
+    ),
+    "train.decoder_first_pipeline_num_layers": ({**PP2, "train.decoder_first_pipeline_num_layers": 2}, FROM_TRAIN),
+    "train.decoder_last_pipeline_num_layers": ({**PP2, "train.decoder_last_pipeline_num_layers": 2}, FROM_TRAIN),
+    "train.expert_model_parallel_size": (2, FROM_TRAIN),
+    "train.expert_tensor_parallel_size": (2, FROM_TRAIN),
+    "train.moe_router_load_balancing_type": (BALANCED, FROM_TRAIN),
+    "train.moe_aux_loss_coeff": ({**BALANCED, "train.moe_aux_loss_coeff": 0.2}, FROM_TRAIN),
+    "train.moe_z_loss_coeff": (0.1, FROM_TRAIN),
+    "train.moe_expert_capacity_factor": (1.5, FROM_TRAIN),
+    "train.moe_token_drop_policy": (
+        {"train.moe_expert_capacity_factor": 1.5, "train.moe_token_drop_policy": "position"},
+        FROM_TRAIN,
+    ),
+    "train.moe_router_bias_update_rate": (0.001, FROM_TRAIN),
     "train.sequence_parallel": ({"train.sequence_parallel": True, "train.tensor_model_parallel_size": 2}, FROM_TRAIN),
     "train.use_distributed_optimizer": (False, FROM_TRAIN),
     "train.micro_batch_size": (2, FROM_TRAIN),
