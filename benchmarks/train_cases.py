@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,16 +88,14 @@ class Case:
 
 
 def main() -> None:
-    """Import, wait for a line on stdin, train, print."""
-    case = Case(**json.loads(sys.argv[1]))
-    prepare = CONTENDERS[case.contender]()
-    sys.stdin.readline()
+    """Train and print."""
     import torch
 
     from mcore.bridge.families import dims_of
     from mcore.train.metrics import model_flops, peak_flops
 
-    step = prepare(case)
+    case = Case(**json.loads(sys.argv[1]))
+    step = CONTENDERS[case.contender]()(case)
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -115,7 +114,9 @@ def main() -> None:
     }
     if case.profile:
         Path(sys.argv[2], f"{case.name}.profile").write_text(profile_of(step))
-    sys.stdout.write(f"{MARK}{json.dumps(figures)}\n")
+    sys.stdout.write(f"\n{MARK}{json.dumps(figures)}\n")  # on a line of its own, whatever a thread was printing
+    sys.stdout.flush()
+    os._exit(0)  # TRL's thread still waits for a next step
 
 
 def profile_of(step: Callable[[], float]) -> str:
