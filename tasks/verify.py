@@ -13,9 +13,7 @@ def verify_convert(job: Job, *, hf: ArtifactRef, mcore: ArtifactRef) -> None:
 
 
 @stage("verify_export")
-def verify_export(
-    job: Job, *, hf: ArtifactRef, mcore: ArtifactRef, selection: ArtifactRef, base: ArtifactRef
-) -> None:
+def verify_export(job: Job, *, hf: ArtifactRef, mcore: ArtifactRef, selection: ArtifactRef, base: ArtifactRef) -> None:
     """Proof that the exported model is the chosen checkpoint: bit equality on disk, then logits."""
     merged_into = ["--base", base.path] if job.run.train.tuner_type == "lora" else []
     _verify(job, hf, mcore, "--iteration", selection.metrics["iteration"], *merged_into)

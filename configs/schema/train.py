@@ -141,6 +141,8 @@ class TrainConfig(LoraFields, ExpertFields):
         problems += self.lora_problems()
         if self.tuner_type == "lora" and self.save_safetensors:
             problems.append("save_safetensors writes whole weights; tuner_type: lora has adapters only")
+        if self.tuner_type == "lora" and self.load_safetensors:
+            problems.append("load_safetensors needs tuner_type: full; adapters are merged into the converted base")
         if problems:
             raise ValueError("\n".join(problems))
         return self

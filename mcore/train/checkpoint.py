@@ -164,7 +164,8 @@ def copy_hf_files(hf: Path, hf_config: Mapping[str, Any], output: Path) -> None:
 def _state(training: Training, layout: Layout, *, is_loading: bool) -> dict[str, Any]:
     model = training.sharded_weights()
     optimizer = training.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=dict(OPTIMIZER_FORMAT))
-    for part in (optimizer, *(part for key, part in optimizer.items() if isinstance(key, int))):  # experts have their own
+    of_experts = [part for key, part in optimizer.items() if isinstance(key, int)]  # if they have one of their own
+    for part in (optimizer, *of_experts):
         if part.get("param_state", part) is None:
             del part["param_state"]  # gathered on another rank; megatron-core would warn that the ranks differ
     return {"model": model, "optimizer": optimizer, "rng_state": _sharded_rng_state(layout)}

@@ -39,12 +39,12 @@ RESUMED = {"dp2": "dp2", "tp2_sp": "pp2", "pp2": "dp2"}
 """Runs that are taken back to their first checkpoint, and the case whose layout they go on in."""
 
 
-def back_to_first_checkpoint(run: Path, copy: Path) -> None:
+def back_to_first_checkpoint(run: Path, copy: Path, first: int = SAVE_STEPS, last: int = 12) -> None:
     """What is on disk if a run is killed between its first checkpoint and its last."""
     if dist.get_rank() == 0:
         shutil.copytree(run, copy)
-        shutil.rmtree(iteration_dir(copy, 12))
-        (copy / "latest_checkpointed_iteration.txt").write_text(str(SAVE_STEPS))
+        shutil.rmtree(iteration_dir(copy, last))
+        (copy / "latest_checkpointed_iteration.txt").write_text(str(first))
         (copy / "metrics.json").unlink()
     dist.barrier()
 

@@ -83,7 +83,7 @@ class ColumnAdapter(Adapter):
         super().__init__(layer, pairs, **options)
         self.num_rows = layer.weight.shape[0]
         self.rows = [numbers.to(layer.weight.device) for numbers in rows]
-        self.inside_expert, self.by_sequence = layer.explicit_expert_comm, layer.sequence_parallel
+        self.inside_expert, self.by_sequence = layer.is_expert, layer.sequence_parallel
         self.is_divided = layer.tp_group.size() > 1
         if self.by_sequence and not self.inside_expert:
             for pair in pairs:
@@ -126,7 +126,7 @@ class RowAdapter(Adapter):
         super().__init__(layer, pairs, **options)
         assert len(pairs) == 1, "the table has no row parallel layer with several modules"
         self.pair = pairs[0]
-        self.inside_expert, self.by_sequence = layer.explicit_expert_comm, layer.sequence_parallel
+        self.inside_expert, self.by_sequence = layer.is_expert, layer.sequence_parallel
         self.is_divided = layer.tp_group.size() > 1
         if self.by_sequence and not self.inside_expert:
             self.pair.lora_B.sequence_parallel = True  # type: ignore[attr-defined]

@@ -43,7 +43,7 @@ class Pair(torch.nn.Module):
         out_size: Rows of B over all ranks.
         share_a: This rank's part of A `[r, in]`.
         share_b: This rank's part of B `[out, r]`.
-        like: The frozen weight; the adapter has its dtype and device, and its gradients go where that weight's would.
+        like: The frozen weight, whose dtype and device the adapter has.
         seed: The run's. What A starts with follows from it and the module's name, whatever the layout.
     """
 
@@ -64,13 +64,15 @@ class Pair(torch.nn.Module):
         self.shares = {"A": share_a, "B": share_b}
         self.shapes = {"A": (rank, in_size), "B": (out_size, rank)}
         self.of_expert = target.expert is not None
-        first = _first_values(target, rank, in_size, out_size, seed)
+        first = first_values(target, rank, in_size, out_size, seed)
         self.lora_A = self._parameter(share_a.of(first["A"]), like, share_a)
         self.lora_B = self._parameter(share_b.of(first["B"]), like, share_b)
 
     def _parameter(self, values: Tensor, like: Tensor, share: Share) -> torch.nn.Parameter:
         parameter = torch.nn.Parameter(values.to(like.device, like.dtype, copy=True))
-        parameter.allreduce = getattr(like, "allreduce", True)  # type: ignore[attr-defined]
+        # Copies of experts' gradients are summed over the ranks that have the same experts, which are others than
+        # those that have the same attention as soon as either is divided in its own way.
+        parameter.allreduce = not self.of_expert  # type: ignore[attr-defined]
         # Experts that no ranks share are each rank's own, so they count on every rank, as their frozen weights would.
         alone = self.of_expert and _tensor_size(self.of_expert) == 1
         if share.size > 1 or alone:
@@ -129,7 +131,7 @@ def _tensor_size(of_expert: bool) -> int:
     return size
 
 
-def _first_values(target: Target, rank: int, in_size: int, out_size: int, seed: int) -> dict[str, Tensor]:
+def first_values(target: Target, rank: int, in_size: int, out_size: int, seed: int) -> dict[str, Tensor]:
     """What PEFT starts with: a model that is still the base. One matrix is random, the other one is zero.
 
     Source: peft 0.21 `LoraLayer.reset_lora_parameters`.
