@@ -47,6 +47,10 @@ Model = Annotated[
 Output = Annotated[Path, typer.Option(metavar="DIR", help="Folder to make; it appears whole or not at all.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes that divide the work.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")]
+Base = Annotated[
+    Path | None,
+    typer.Option(metavar="BASE_DIR", help="Base of a LoRA run: the checkpoint folder that it started from."),
+]
 Python = Annotated[str, typer.Option(metavar="PROGRAM", help="Interpreter of the environment that vLLM is in.")]
 
 
@@ -97,6 +101,7 @@ def export(
         Path | None,
         typer.Option(metavar="HF_DIR", help="Folder with the base model's config and tokenizer; DIR/hf if not given."),
     ] = None,
+    base: Base = None,
     iteration: Annotated[int | None, typer.Option(help="Iteration; the newest complete one if not given.")] = None,
     torch_dtype: Annotated[
         Dtype, typer.Option(help="Dtype of the written weights; auto: as in the checkpoint.")
@@ -110,7 +115,7 @@ def export(
     become(
         _command(
             "mcore.bridge", "export", "--checkpoint", checkpoint, "--output", output, *_iteration(iteration),
-            *([] if hf is None else ["--hf", hf]), "--torch-dtype", torch_dtype,
+            *([] if hf is None else ["--hf", hf]), *_base(base), "--torch-dtype", torch_dtype,
             "--max-shard-size-gb", max_shard_size_gb,
             "--workers", workers, *_flag(overwrite=overwrite),
         )
@@ -122,6 +127,7 @@ def verify(
     hf: Annotated[Path, typer.Option(metavar="HF_DIR", help="Hugging Face folder.")],
     mcore: Annotated[Path, typer.Option(metavar="DIR", help="Checkpoint folder, with the tracker and hf/ in it.")],
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the report in this folder.")] = None,
+    base: Base = None,
     iteration: Annotated[int | None, typer.Option(help="Iteration; the newest complete one if not given.")] = None,
     max_relative_error: Annotated[
         float, typer.Option(min=0.0, help="Largest difference of logits that passes, in their standard deviations.")
@@ -145,7 +151,7 @@ def verify(
     with _kept_or_temporary(output, overwrite=overwrite) as folder:
         status = run_in_terminal(
             _command(
-                "mcore.verify", "--hf", hf, "--mcore", mcore, "--output", folder, *_iteration(iteration),
+                "mcore.verify", "--hf", hf, "--mcore", mcore, "--output", folder, *_base(base), *_iteration(iteration),
                 "--max-relative-error", max_relative_error, "--num-prompts", num_prompts,
                 "--max-prompt-tokens", max_prompt_tokens, "--dtype", dtype, "--max-noise-ratio", max_noise_ratio,
                 *_flag(overwrite=overwrite, against_peers=against_peers),
@@ -266,6 +272,10 @@ def _flag(**switches: bool) -> list[str]:
 
 def _iteration(number: int | None) -> list[object]:
     return [] if number is None else ["--iteration", number]
+
+
+def _base(folder: Path | None) -> list[object]:
+    return [] if folder is None else ["--base", folder]
 
 
 def _must_succeed(command: list[object]) -> None:

@@ -143,6 +143,8 @@ class TrainConfig(LoraFields, ExpertFields):
             problems.append("save_safetensors writes whole weights; tuner_type: lora has adapters only")
         if self.tuner_type == "lora" and self.load_safetensors:
             problems.append("load_safetensors needs tuner_type: full; adapters are merged into the converted base")
+        if self.tuner_type == "lora" and self.moe_router_bias_update_rate:
+            problems.append("moe_router_bias_update_rate needs tuner_type: full; the base of adapters stays as it is")
         if problems:
             raise ValueError("\n".join(problems))
         return self

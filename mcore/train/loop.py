@@ -175,7 +175,7 @@ class Loop:
             lr=lr,
             step_time_s=time.perf_counter() - start_s,
             tokens=sum(lengths),
-            flops=model_flops(self.dims, lengths, num_trained),
+            flops=model_flops(self.dims, lengths, num_trained, is_frozen=self.training.adapters is not None),
             expert_tokens=tokens_LE,
         )
         return step, num_stopping > 0

@@ -52,18 +52,20 @@ class Step:
     expert_tokens: list[list[int]] = field(default_factory=list)
 
 
-def model_flops(dims: ModelDims, lengths: list[int], num_trained: int) -> float:
+def model_flops(dims: ModelDims, lengths: list[int], num_trained: int, *, is_frozen: bool = False) -> float:
     """FLOPs that training needs for samples of these lengths, without padding and without recomputation.
 
     Formula: `6 * (P * tokens + V * H * trained tokens) + sum over samples of 6 * L * A * s^2`, where P is the number of
     parameters in the layers' matrix products, V * H that of the output layer, L the number of layers, A heads x head
     size, s the sample's tokens. A matrix product costs 2 forward and 4 backward for each parameter and token; attention
     costs 12 * L * A * s^2 without a causal mask, half of it with one.
+
+    Of frozen weights (LoRA) no gradient is computed, so their products cost 2 backward; adapters are left out.
     """
     per_layer = dims.hidden * (dims.qkv_rows + dims.q_rows + dims.gate_up_rows + dims.ffn)
     products = dims.num_layers * per_layer * sum(lengths) + dims.vocab * dims.hidden * num_trained
     attention = dims.num_layers * dims.q_rows * sum(length * length for length in lengths)
-    return 6.0 * (products + attention)
+    return 6.0 * (products + attention) - (2.0 * products if is_frozen else 0.0)
 
 
 def mfu(flops: float, seconds: float, world_size: int) -> float | None:

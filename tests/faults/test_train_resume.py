@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,11 +80,16 @@ def last_logged(output: Path) -> int:
     return max((record["iteration"] for record in read_metrics(output / "metrics.jsonl")), default=-1)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+FULL: dict[str, Any] = {}
+LORA = {"tuner_type": "lora", "lora_rank": 4, "lora_dropout": 0.2, "target_modules": ("all-linear", "all-embedding")}
+
+
+@pytest.fixture(scope="module", params=[FULL, LORA], ids=["full", "lora"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
     make_base(folder / "base", "llama")
-    run = tiny_run(folder, nproc=2, train_iters=TRAIN_ITERS, save_steps=SAVE_STEPS, eval_steps=5, save_total_limit=3)
+    often = {"train_iters": TRAIN_ITERS, "save_steps": SAVE_STEPS, "eval_steps": 5, "save_total_limit": 3}
+    run = tiny_run(folder, nproc=2, **often, **request.param)
     write_run(folder / "run.yaml", run)
     attempt = Attempt(folder, folder / "undisturbed")
     assert attempt.end() == 0, attempt.log.read_text()[-3000:]

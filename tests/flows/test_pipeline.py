@@ -105,6 +105,15 @@ def test_a_gate_that_says_no_leaves_the_former_model_published(here, finished):
     assert "verify_convert | failed" in (here.store / "runs" / "tiny" / "report.md").read_text()
 
 
+def test_adapters_go_the_whole_line_and_lie_beside_the_merged_weights(workspace, finished):
+    lora = {"tuner_type": "lora", "train_iters": 6, "save_steps": 3, "lora_dropout": 0.1}
+    result = workspace.run(raw_run(name="tiny-lora", train=lora, evaluate=None))
+    assert made(result["outcomes"]) == ["train", "select", "export", "verify_export"]  # the base is there
+    assert json.loads((path_of(result, "verify_export") / "report.json").read_text())["passed"] is True
+    names = {path.name for path in (Path(result["model"]) / "adapter").iterdir()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors"}
+
+
 def test_small_flows_find_what_the_line_made(here):
     assert [(outcome.name, outcome.cached) for outcome in convert_only(raw_run())] == [
         ("convert", True),

@@ -83,13 +83,13 @@ def choose_targets(names: Sequence[str], hf_config: Mapping[str, Any]) -> tuple[
                 "Name the other modules one by one.",
             )
         )
-    if dims.tied and any(target.kind == "embedding" for target in chosen):
+    if (dims.tied or dims.num_mtp_layers) and any(target.kind == "embedding" for target in chosen):
         problems.append(
             Problem(
                 "train.target_modules",
-                "no embedding, as the output layer shares its weight",
+                "no embedding, as another layer shares its weight",
                 "the embedding",
-                "An adapter on one of the two could not be merged.",
+                "An adapter on one of them could not be merged.",
             )
         )
     if problems:

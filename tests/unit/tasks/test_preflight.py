@@ -76,6 +76,26 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a missing model": ({"model.source": "./none"}, ["./none: expected a folder, hf:org/name"]),
     "an unknown name": ({"model.source": "smollm3"}, ["found none of them"]),
     "a count that is none": ({"data.dataset": ["rows.jsonl#0"]}, ["'0' after #"]),
+    "adapters on modules that are not there": (
+        {"train.tuner_type": "lora", "train.target_modules": ["q_projj"]},
+        ["train.target_modules: q_projj: expected all-linear"],
+    ),
+    "an adapter that is not there": (
+        {"train.tuner_type": "lora", "train.adapter_load": "none"},
+        ["none/adapter_config.json: expected a file of a PEFT adapter", "none/adapter_model.safetensors: expected"],
+    ),
+    "settings of adapters without adapters": (
+        {"train.lora_rank": 4, "train.target_modules": ["q_proj"]},
+        ["lora_rank belongs to tuner_type: lora", "target_modules belongs to tuner_type: lora"],
+    ),
+    "adapters with what needs whole weights": (
+        {"train.tuner_type": "lora", "train.save_safetensors": True},
+        ["save_safetensors writes whole weights"],
+    ),
+    "adapters on Transformer Engine": (
+        {"train.tuner_type": "lora", "train.backend": "transformer_engine"},
+        ["train.backend: expected torch, as adapters", "expected Transformer Engine to be installed"],
+    ),
     "TP over the KV heads": (
         {"train.tensor_model_parallel_size": 4, "launch.nproc_per_node": 4},
         ["num_key_value_heads: expected a multiple of tensor_model_parallel_size (4), found 2"],

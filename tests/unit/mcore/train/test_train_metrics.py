@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,17 @@ def test_a_record_says_what_the_contract_says(tmp_path: Path) -> None:
     }  # fmt: skip
     assert (training["consumed_samples"], training["consumed_tokens"], training["tokens_per_s"]) == (8, 100, 200.0)
     assert 0.05 < training["memory_gib"] < 50
+
+
+def test_the_load_of_experts_is_recorded_by_layer(tmp_path: Path) -> None:
+    records = log(tmp_path)
+    records.step(replace(step(1), expert_tokens=[[3, 5, 0, 0], [2, 2, 2, 2]]), last=True)
+    records.close()
+    (record,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert record["expert_tokens"] == [[3, 5, 0, 0], [2, 2, 2, 2]]
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    busiest = [board.Scalars(f"expert_load/busiest_of_layer_{layer}")[0].value for layer in (0, 1)]
+    assert busiest == [2.5, 1.0]
 
 
 def test_records_come_every_few_steps_and_at_the_last(tmp_path: Path) -> None:
@@ -107,7 +119,9 @@ def test_flops_follow_from_the_parameters_in_matrix_products() -> None:
     in_layers = sum(p.numel() for name, p in parameters if p.dim() == 2 and ".layers." in name)
     attention = 2 * 6 * 32 * (10**2 + 20**2)
     dims = ModelDims.from_hf_config(config.to_dict())
-    assert model_flops(dims, [10, 20], 12) == pytest.approx(6 * (in_layers * 30 + 100 * 32 * 12) + attention)
+    products = in_layers * 30 + 100 * 32 * 12
+    assert model_flops(dims, [10, 20], 12) == pytest.approx(6 * products + attention)
+    assert model_flops(dims, [10, 20], 12, is_frozen=True) == pytest.approx(4 * products + attention)
 
 
 def test_a_cpu_has_no_mfu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
 
 from mcore.backend.layout import Layout
 from mcore.backend.model import build_model
 from mcore.backend.parallel import parallel_processes
-from mcore.errors import ConfigError
+from mcore.bridge.adapters import read_adapter_weights
+from mcore.errors import ConfigError, InputError
 from mcore.train.tuners.install import Adapters, install_adapters
 from mcore.train.tuners.options import LoraOptions
 from tests.lora_reference import Lora, random_matrices
@@ -30,10 +37,15 @@ def options(targets: tuple[str, ...], **more: object) -> LoraOptions:
     return LoraOptions(target_modules=targets, lora_rank=4, lora_alpha=6.0, use_rslora=True, **more)
 
 
-def with_adapters(name: str, wanted: LoraOptions) -> tuple[torch.nn.Module, Adapters]:
+def with_adapters(name: str, wanted: LoraOptions, **more: Any) -> tuple[torch.nn.Module, Adapters]:
     model, config = tiny_hf_model(name)
     module = build_model(
-        config, padded_vocab_size=PADDED_VOCAB_SIZE, layout=Layout(), params_dtype=torch.float32, backend="torch"
+        config,
+        padded_vocab_size=PADDED_VOCAB_SIZE,
+        layout=Layout(),
+        params_dtype=torch.float32,
+        backend="torch",
+        **more,
     )
     fill(module, mcore_tensors(model, config, padded_vocab_size=PADDED_VOCAB_SIZE))
     return module, install_adapters(module, config, wanted, seed=1)
@@ -84,6 +96,75 @@ def _padded(whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     return F.pad(whole, (0, parameter.shape[1] - whole.shape[1])) if whole.shape[0] == parameter.shape[0] else whole
 
 
+def test_an_adapter_of_peft_is_taken_exactly(tmp_path: Path) -> None:
+    """Made by PEFT alone: every module has matrices of its own, q, k and v like gate and up."""
+    wanted = options(("all-linear", "all-embedding"))
+    model, _ = tiny_hf_model("llama")
+    modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens"]
+    settings = {"r": 4, "lora_alpha": 6, "use_rslora": True, "init_lora_weights": False}
+    made = get_peft_model(model, LoraConfig(**settings, target_modules=modules))
+    made.save_pretrained(tmp_path, save_embedding_layers=False)
+    ids = torch.arange(40).reshape(2, 20)
+    expected = made(input_ids=ids).logits
+    with parallel_processes(Layout()):
+        module, adapters = with_adapters("llama", wanted)
+        adapters.start_from(tmp_path, wanted)
+        found = logits(module, ids, 250)
+        matrices = {key: parameter for pair in adapters.pairs for key, _, parameter in pair.matrices()}
+    stored = read_adapter_weights(tmp_path)
+    assert stored.keys() == matrices.keys()
+    assert all(torch.equal(matrices[key][:, : tensor.shape[1]], tensor) for key, tensor in stored.items())
+    assert not torch.equal(stored["model.layers.0.self_attn.q_proj.lora_A.weight"],
+                           stored["model.layers.0.self_attn.k_proj.lora_A.weight"])  # fmt: skip
+    assert ((found - expected).abs().max() / expected.std()).item() < 2e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "of_run", "what"),
+    [
+        ({}, {"lora_rank": 8}, "train.lora_rank: expected 4"),
+        ({}, {"use_rslora": False}, "train.use_rslora: expected True"),
+        ({}, {"target_modules": ("q_proj", "v_proj")}, "v_proj.lora_A.weight: expected a matrix [4, 64], found none"),
+        ({}, {"target_modules": ("k_proj", "v_proj")}, "q_proj.lora_A.weight: expected a module of train.target"),
+        ({"use_dora": True}, {}, "use_dora: expected nothing"),
+        ({"rank_pattern": {"k_proj": 2}}, {}, "rank_pattern"),
+        ({"peft_type": "LOHA"}, {}, "peft_type: expected LORA"),
+        ({"r": None}, {}, "holds no LoRA adapter"),
+    ],
+)
+def test_an_adapter_of_another_kind_is_refused(
+    change: dict[str, object], of_run: dict[str, Any], what: str, tmp_path: Path
+) -> None:
+    model, _ = tiny_hf_model("llama")
+    made = get_peft_model(
+        model, LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules=["q_proj"] if of_run else ["k_proj"])
+    )
+    made.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    targets = of_run.pop("target_modules", ("q_proj",)) if of_run else ("k_proj",)
+    wanted = replace(options(targets), **of_run)
+    with parallel_processes(Layout()), pytest.raises(InputError) as error:
+        _, adapters = with_adapters("llama", wanted)
+        adapters.start_from(tmp_path, wanted)
+    assert what in str(error.value)
+
+
+def test_recomputed_layers_learn_the_same() -> None:
+    ids = torch.arange(40).reshape(2, 20)
+    gradients = []
+    for recompute in ({}, {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}):
+        with parallel_processes(Layout()):
+            module, adapters = with_adapters("llama", options(("all-linear",)), **recompute)
+            for pair in adapters.pairs:
+                torch.nn.init.constant_(pair.lora_B, 0.01)
+            logits(module, ids, 250).square().mean().backward()
+            gradients.append({pair.target.hf_module: (pair.lora_A.grad, pair.lora_B.grad) for pair in adapters.pairs})
+    for name, pair in gradients[0].items():
+        for plain, recomputed in zip(pair, gradients[1][name], strict=True):
+            assert plain.abs().max() > 0 and torch.equal(plain, recomputed), name
+
+
 def test_a_fresh_adapter_changes_nothing() -> None:
     ids = torch.arange(20)[None]
     with parallel_processes(Layout()):
@@ -110,7 +191,7 @@ def test_dropout_is_off_in_evaluation_and_on_in_training() -> None:
     [
         ("llama", ("q_projj",), "train.target_modules: q_projj: expected all-linear"),
         ("llama", ("lm_head",), "train.target_modules: lm_head"),
-        ("qwen3_tied", ("embed_tokens",), "as the output layer shares its weight"),
+        ("qwen3_tied", ("embed_tokens",), "as another layer shares its weight"),
         ("gpt_oss", ("all-linear",), "which the model's files hold stacked over all experts"),
     ],
 )
