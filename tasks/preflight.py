@@ -38,8 +38,8 @@ from mcore.data.rows import Method, load_files, load_rows, read_file
 from mcore.data.sampling import DatasetSpec, parse_spec
 from mcore.errors import ConfigError, InputError, Problem
 from mcore.sources.resolve import ResolvedSource, resolve
-from mcore.train.tuners.targets import choose_targets
 from mcore.train.expert_options import balancing_problems
+from mcore.train.tuners.targets import choose_targets
 from tasks.graph import ADAPTER_FILES, StagePlan, stages
 from tasks.model_folder import collected, model_config_problems, model_folder_problems, served_problems
 

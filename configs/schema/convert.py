@@ -20,7 +20,7 @@ class ConvertConfig(StrictModel):
 
 
 class VerifyConfig(StrictModel):
-    """The proof after a conversion in either direction: bit equality on disk, logits in fp32, noise in the dtype of the weights."""
+    """The proof after a conversion in either direction: bits on disk, logits in fp32, noise in the weights' dtype."""
 
     max_relative_error: float = Field(default=1.0e-4, gt=0)
     """Largest difference of fp32 logits that passes, as a fraction of the logits' standard deviation."""

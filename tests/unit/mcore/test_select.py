@@ -119,7 +119,7 @@ def test_the_folder_of_one_iteration_is_taken_as_it_is(checkpoint: Path) -> None
     weights = folder.rename(checkpoint / "weights")  # as NeMo names it
     assert select_checkpoint(weights).iteration == "release"
     (weights / "common.pt").unlink()
-    with pytest.raises(CheckpointError, match="common.pt"):
+    with pytest.raises(CheckpointError, match=r"common\.pt"):
         select_checkpoint(weights)
 
 
