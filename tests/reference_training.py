@@ -6,18 +6,27 @@ Shape suffixes: B batch, S sequence.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from configs.schema.run import RunConfig
 from mcore.data.dataset import TokenDataset
 
 
-def train_with_transformers(model: PreTrainedModel, run: RunConfig, data: TokenDataset) -> list[float]:
+def train_with_transformers(
+    model: PreTrainedModel,
+    run: RunConfig,
+    data: TokenDataset,
+    more_loss: Callable[[Tensor], Tensor] | None = None,
+) -> list[float]:
     """The same run by transformers' own loss and torch's own AdamW, the whole batch at once. Returns its losses.
 
     With a bf16 model the optimizer works on fp32 copies of its weights, which are rounded back after each step.
+    `more_loss` is called behind each forward pass, with where there are tokens that another is predicted from `[B, S]`;
+    what it gives is learnt as well, but no part of the losses that are returned.
     """
     config = run.train
     assert config.train_iters is not None
@@ -50,7 +59,8 @@ def train_with_transformers(model: PreTrainedModel, run: RunConfig, data: TokenD
             attention_BS[row, : len(tokens)] = 1
         loss = model(input_ids=ids_BS, attention_mask=attention_BS, labels=labels_BS).loss
         model.zero_grad()
-        loss.backward()
+        predicts_BS = attention_BS.bool() & (attention_BS.cumsum(1) < attention_BS.sum(1, keepdim=True))
+        (loss if more_loss is None else loss + more_loss(predicts_BS)).backward()
         for parameter, copy in main.items():
             copy.grad = parameter.grad.float()
         torch.nn.utils.clip_grad_norm_(main.values(), config.clip_grad)

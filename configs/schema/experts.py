@@ -10,7 +10,7 @@ from configs.schema.base import StrictModel
 
 
 class ExpertFields(StrictModel):
-    """How the tokens of a step are balanced over experts. As it is, nothing is balanced and no loss changes."""
+    """How the tokens of a step are balanced over experts. By default they are not, and no loss changes."""
 
     moe_router_load_balancing_type: Literal["none", "aux_loss", "seq_aux_loss"] = "none"
     """Loss that balances experts: over a micro-batch (`aux_loss`) or over each sample (`seq_aux_loss`), or none."""
@@ -19,7 +19,8 @@ class ExpertFields(StrictModel):
     moe_z_loss_coeff: float | None = Field(default=None, gt=0)
     """Weight of the mean squared logsumexp of the routers' logits, which keeps these small; null for none."""
     moe_expert_capacity_factor: float | None = Field(default=None, gt=0)
-    """Tokens that an expert takes at most, by the number that it would get if all got alike; null for all."""
+    """Tokens that an expert takes at most, by the number that it would get if all got alike; null for all. Each process
+    counts its own part of a micro-batch, so that what is dropped depends on the layout."""
     moe_token_drop_policy: Literal["probs", "position"] = "probs"
     """Which tokens an expert that is full drops: those of the lowest weight, or the last."""
     moe_router_bias_update_rate: float = Field(default=0.0, ge=0)
@@ -33,6 +34,4 @@ class ExpertFields(StrictModel):
             problems.append("moe_router_load_balancing_type and moe_aux_loss_coeff belong together")
         if self.moe_token_drop_policy != "probs" and self.moe_expert_capacity_factor is None:
             problems.append("moe_token_drop_policy needs moe_expert_capacity_factor")
-        if self.moe_expert_capacity_factor is not None and self.moe_router_load_balancing_type == "seq_aux_loss":
-            problems.append("moe_expert_capacity_factor needs moe_router_load_balancing_type: none or aux_loss")
         return problems

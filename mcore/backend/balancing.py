@@ -2,49 +2,71 @@
 
 megatron-core 0.16.1 weighs a balancing loss by the tokens of one tensor parallel rank, and by one sample of several, so
 that it shrinks as a layout grows; and its count of an expert's tokens can't take a mask. Here a loss is a mean over the
-tokens of a step, like the loss of the model itself, and padding counts nowhere.
+tokens of a step, like the loss of the model itself, and padding counts nowhere and takes nobody's place.
 
-Legend: S sequence, B batch, T tokens (S * B), V tokens without padding, E experts, G groups of tokens
+Legend: S sequence, B batch, T tokens (S * B), H hidden, E experts, G groups of tokens
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from copy import copy
 
 import torch
 import torch.distributed as dist
 from megatron.core.models.gpt import GPTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 
 class BalancedRouter(TopKRouter):  # type: ignore[misc]
-    """megatron-core's router with balancing losses of its own, and a count of each expert's tokens.
+    """megatron-core's router with balancing losses and a capacity of its own, and a count of each expert's tokens.
 
     Attributes:
         trained_share: Of the tokens of a step, those that the model's loss is summed over. Gradients are divided by
             their number, so that a mean over all tokens has to be multiplied by this share.
-        expert_tokens_E: Tokens that each expert got since `take_expert_tokens`, on this rank.
+        expert_tokens_E: Tokens that chose each expert since `take_expert_tokens`, on this rank.
     """
 
     trained_share = 1.0
     expert_tokens_E: Tensor | None = None
 
-    def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Weights and choice of experts, both `[T, E]`, of logits `[S, B, E]`; `padding_mask` `[S, B]` is true there.
+    def __init__(self, config: TransformerConfig, pg_collection: ProcessGroupCollection | None = None) -> None:
+        super().__init__(config, pg_collection)
+        # Other parts of the layer must know of the capacity; megatron-core's router must not apply it.
+        self.config = copy(config)
+        self.config.moe_expert_capacity_factor = None
+        self.capacity_factor = config.moe_expert_capacity_factor
 
-        With a capacity, padding goes to no expert, as it must take nobody's place.
+    def forward(self, input: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Weights and choice of experts, both `[T, E]`, of hidden states `[S, B, H]`.
+
+        Args:
+            input: Hidden states.
+            padding_mask: True where there is no token, `[S, B]`.
         """
-        if self.config.moe_expert_capacity_factor is None or padding_mask is None:
-            chosen: tuple[Tensor, Tensor] = super().routing(logits, padding_mask)
-            return chosen
-        logits_TE, is_token_T = logits.flatten(0, 1), ~padding_mask.flatten()
-        weights_VE, chosen_VE = super().routing(logits_TE[is_token_T].unsqueeze(1))
-        weights_TE = torch.zeros_like(logits_TE, dtype=weights_VE.dtype)
-        chosen_TE = torch.zeros_like(logits_TE, dtype=torch.bool)
-        weights_TE[is_token_T], chosen_TE[is_token_T] = weights_VE, chosen_VE
-        return weights_TE, chosen_TE
+        weights_TE, chosen_TE = super().forward(input, padding_mask)
+        if self.capacity_factor is None:
+            return weights_TE, chosen_TE
+        kept_TE = self._within_capacity(weights_TE.detach(), chosen_TE, padding_mask)
+        return weights_TE * kept_TE, kept_TE
+
+    def _within_capacity(self, weights_TE: Tensor, chosen_TE: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """Of a choice `[T, E]`, as many tokens of each expert as it takes; none of padding."""
+        if padding_mask is not None:
+            chosen_TE = chosen_TE & ~padding_mask.flatten()[:, None]
+        # Every token chooses `topk` experts, so that this is what each would get if all got alike.
+        capacity = (chosen_TE.sum() / self.config.num_moe_experts * self.capacity_factor).ceil()
+        if self.config.moe_token_drop_policy == "position":
+            rank_TE = chosen_TE.cumsum(0) - 1
+        else:
+            by_weight_TE = weights_TE.masked_fill(~chosen_TE, -torch.inf).argsort(dim=0, descending=True, stable=True)
+            rank_TE = by_weight_TE.argsort(0)
+        kept_TE: Tensor = chosen_TE & (rank_TE < capacity)
+        return kept_TE
 
     def apply_z_loss(self, logits: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """The logits `[T, E]`, with the gradient of their z-loss."""
@@ -101,6 +123,8 @@ class BalancedRouter(TopKRouter):  # type: ignore[misc]
         counts_E = (routing_map if padding_mask is None else routing_map & ~padding_mask[:, None]).sum(0)
         self.expert_tokens_E = counts_E if self.expert_tokens_E is None else self.expert_tokens_E + counts_E
         if self.enable_expert_bias:
+            # A wrapper for bf16 rounds it, in which 257 is 256.
+            self.local_tokens_per_expert = self.local_tokens_per_expert.float()
             self.local_tokens_per_expert += counts_E
 
 

@@ -229,7 +229,7 @@ def mark_experts(model: torch.nn.Module) -> None:
     """
     for name, parameter in model.named_parameters():
         if ".mlp.experts." in name:
-            parameter.allreduce = False
+            parameter.allreduce = False  # type: ignore[attr-defined]
 
 
 def scale_embedding(model: GPTModel, scale: float) -> None:

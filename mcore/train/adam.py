@@ -10,12 +10,18 @@ bf16 weight. megatron-core writes these bits into checkpoints as if they were th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
+
+from mcore.errors import CheckpointError, Problem
+
+OPTIMIZER, PARAMETERS = "optimizer", "param_state"
+"""What megatron-core calls the settings of an optimizer's groups in its state, and the tensors of its parameters."""
 
 
 def fuse(optimizer: MegatronOptimizer) -> None:
@@ -43,7 +49,11 @@ def load(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
     Args:
         optimizer: Primed.
         state: What `dist_checkpointing.load` made of its sharded state.
+
+    Raises:
+        CheckpointError: The state of an optimizer that is not distributed was divided otherwise.
     """
+    state = _in_parts_of(optimizer, state)
     parts = list(_with_torch_adamw(optimizer))
     for part in parts:
         if isinstance(part, DistributedOptimizer):
@@ -55,6 +65,49 @@ def load(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
         for parameter_state in part.optimizer.state.values():
             # All of them hold one and the same tensor now, and each parameter's update adds 1 to it.
             parameter_state["step"] = parameter_state["step"].clone()
+
+
+@contextmanager
+def step_count_everywhere(optimizer: MegatronOptimizer, step: int) -> Iterator[None]:
+    """Let megatron-core find the step count also in a part of the optimizer that has no parameter on this rank.
+
+    So it is with the part for experts on a pipeline stage that has none.
+    """
+    empty = [part.optimizer for part in _with_torch_adamw(optimizer) if not part.optimizer.state]
+    for adam in empty:
+        adam.state["no parameter"] = {"step": torch.tensor(float(step))}
+    try:
+        yield
+    finally:
+        for adam in empty:
+            adam.state.pop("no parameter", None)
+
+
+def _in_parts_of(optimizer: MegatronOptimizer, state: dict[Any, Any]) -> dict[Any, Any]:
+    """A loaded state, in as many parts as the optimizer has.
+
+    megatron-core gives experts a part of their own where they are divided in another way than other weights. Moments
+    have their place in a checkpoint either way; settings of groups come in the parts that the saving layout had.
+    """
+    parts = getattr(optimizer, "chained_optimizers", [optimizer])
+    was_whole = OPTIMIZER in state
+    if was_whole == (len(parts) == 1):
+        return state
+    if not all(isinstance(part, DistributedOptimizer) for part in parts):
+        text = "the division of experts that it was saved with, or use_distributed_optimizer"
+        raise CheckpointError("the optimizer can't be divided in another way", [Problem("layout", text, "another")])
+    if not was_whole:
+        settings = {name: value for name, value in state[0].items() if name != PARAMETERS}
+        return settings | {PARAMETERS: state[PARAMETERS]}
+    settings = {name: value for name, value in state.items() if not isinstance(name, int)}
+    groups = settings[OPTIMIZER]["param_groups"]
+    divided = {}
+    for number, part in enumerate(parts):
+        # What megatron-core finds the groups of a part by.
+        of_experts = any(group["is_expert_parallel"] for group in part.optimizer.param_groups)
+        own = {"param_groups": [{**group, "is_expert_parallel": of_experts} for group in groups]}
+        divided[number] = settings | {OPTIMIZER: settings[OPTIMIZER] | own} | state[number]
+    return divided
 
 
 def keep_main_weights_whole(optimizer: MegatronOptimizer) -> None:

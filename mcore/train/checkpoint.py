@@ -43,6 +43,8 @@ OPTIMIZER_FORMAT = {
     "distrib_optim_sharding_type": "fully_reshardable",
     # Gathered over gloo on one rank of each data parallel group, so no device ever holds the whole state.
     "distrib_optim_fully_reshardable_mem_efficient": True,
+    # Moments of experts have the same name whether or not experts have an optimizer of their own in some layout.
+    "chained_optim_avoid_prefix": True,
 }
 
 
@@ -75,7 +77,7 @@ def save(output: Path, training: Training, position: Position, layout: Layout, s
         folder.mkdir(parents=True)
     dist.barrier()
     hand_results_over_in_this_process()
-    state = _state(training, layout, is_loading=False)
+    state = _state(training, layout, position.iteration, is_loading=False)
     state["opt_param_scheduler"] = training.scheduler.state_dict()
     state["position"] = dataclasses.asdict(position)
     state["iteration"] = position.iteration
@@ -121,7 +123,7 @@ def load(folder: Path, training: Training, layout: Layout) -> Position:
         layout, parallel_state.get_data_parallel_world_size()
     )
     adam.prime(training.optimizer)
-    state = _state(training, layout, is_loading=True)
+    state = _state(training, layout, 0, is_loading=True)
     if not same_layout:
         del state["rng_state"]
     loaded, unread, absent = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RETURN_ALL)
@@ -161,9 +163,10 @@ def copy_hf_files(hf: Path, hf_config: Mapping[str, Any], output: Path) -> None:
     fsync_path(output)
 
 
-def _state(training: Training, layout: Layout, *, is_loading: bool) -> dict[str, Any]:
-    model = training.sharded_weights()
-    optimizer = training.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=dict(OPTIMIZER_FORMAT))
+def _state(training: Training, layout: Layout, iteration: int, *, is_loading: bool) -> dict[str, Any]:
+    model, metadata = training.sharded_weights(), dict(OPTIMIZER_FORMAT)
+    with adam.step_count_everywhere(training.optimizer, iteration):
+        optimizer = training.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata)
     of_experts = [part for key, part in optimizer.items() if isinstance(key, int)]  # if they have one of their own
     for part in (optimizer, *of_experts):
         if part.get("param_state", part) is None:

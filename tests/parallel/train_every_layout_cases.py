@@ -13,6 +13,7 @@ from typing import Any
 from configs.schema.run import RunConfig
 from mcore.backend.parallel import stop
 from mcore.train.run import train
+from tests.parallel.train_cases import back_to_first_checkpoint
 from tests.tiny_runs import tiny_run
 
 DENSE, EXPERTS, LATENT = "qwen3_tied", "qwen3_moe", "deepseek_v3"
@@ -85,8 +86,8 @@ BALANCING = {
     "moe_z_loss_coeff": 0.01,
     "moe_router_bias_update_rate": 0.01,
 }
-RESUMED = {"ep2": "tp2_sp", "pp2_vpp2": "ep2"}
-"""Runs of the model with experts that stop at half, and the case whose layout they go on in."""
+RESUMED = {"ep2": "pp2_vpp2", "pp2_vpp2": "tp2_sp_ep2", "tp2_sp": "ep2", "dp2": "tp2_sp"}
+"""Runs of the model with experts that are taken back to half, and the case whose layout they go on in."""
 HALF = STEPS // 2
 
 
@@ -104,6 +105,12 @@ def main(folder: Path, only: list[str]) -> None:
         if not only or f"balanced-{case}" in only:
             run = layout_run(folder, nproc, **options, **BALANCING)
             train(run, folder / LATENT, folder / f"balanced-{case}")
+    if nproc == 2:
+        for before, after in RESUMED.items():
+            copy = folder / f"{before}_to_{after}"
+            if not only or copy.name in only:
+                back_to_first_checkpoint(folder / f"{before}-{EXPERTS}", copy, HALF, STEPS)
+                train(layout_run(folder, 2, **CASES[2][after][0]), folder / EXPERTS, copy)
     stop()
 
 

@@ -112,6 +112,37 @@ def test_virtual_stages_need_stages_and_layers_for_all() -> None:
     assert subjects(layout) == ["num_hidden_layers"]
 
 
+@pytest.mark.parametrize(
+    ("sizes", "fits"),
+    [
+        ({"pipeline_model_parallel_size": 2, "decoder_first_pipeline_num_layers": 2}, True),
+        ({"pipeline_model_parallel_size": 2, "decoder_last_pipeline_num_layers": 5}, True),
+        ({"pipeline_model_parallel_size": 3, "decoder_first_pipeline_num_layers": 2}, True),
+        ({"pipeline_model_parallel_size": 3, "decoder_first_pipeline_num_layers": 1}, False),
+        ({"pipeline_model_parallel_size": 2, "decoder_first_pipeline_num_layers": 6}, False),
+    ],
+)
+def test_the_ends_of_a_pipeline_may_have_other_numbers_of_layers(sizes: dict[str, int], fits: bool) -> None:
+    assert subjects(Layout(**sizes)) == ([] if fits else ["num_hidden_layers"])
+
+
+def test_both_ends_of_a_pipeline_and_what_is_between_have_all_layers() -> None:
+    ends = {"decoder_first_pipeline_num_layers": 1, "decoder_last_pipeline_num_layers": 2}
+    assert subjects(Layout(pipeline_model_parallel_size=3, **ends)) == []
+    assert subjects(Layout(pipeline_model_parallel_size=4, **ends)) == ["num_hidden_layers"]
+    assert subjects(Layout(pipeline_model_parallel_size=2, **ends)) == ["num_hidden_layers"]
+    assert subjects(Layout(**ends)) == list(ends)
+
+
+def test_virtual_stages_divide_the_ends_too() -> None:
+    vpp = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}
+    assert subjects(Layout(**vpp, decoder_first_pipeline_num_layers=2)) == []
+    assert subjects(Layout(**vpp, decoder_first_pipeline_num_layers=3)) == [
+        "decoder_first_pipeline_num_layers",
+        "num_hidden_layers",
+    ]
+
+
 def test_a_sequence_is_divided_from_both_ends() -> None:
     layout = Layout(context_parallel_size=4)
     assert subjects(layout, seq_length=20) == ["sequence length"]

@@ -54,6 +54,17 @@ def test_labels_are_the_next_tokens_and_padding_is_never_trained() -> None:
     assert batch.trained_places_T.tolist() == [1 * 3 + 1, 2 * 3 + 0, 2 * 3 + 1, 3 * 3 + 0, 4 * 3 + 0, 5 * 3 + 0]
 
 
+def test_padding_is_where_no_token_is() -> None:
+    (batch,) = Batching(micro_batch_size=3).micro_batches([sample(4), sample(7)], CPU)
+    assert batch.padding_BS.int().tolist() == [[0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 1, 1], [1] * 6]
+
+
+def test_virtual_stages_get_as_many_micro_batches_as_they_can_take_in_turns() -> None:
+    samples = [sample(length) for length in (9, 8, 7, 6, 5)]
+    batches = Batching(micro_batch_size=1, count_multiple=4).micro_batches(samples, CPU)
+    assert [batch.labels_1T.numel() for batch in batches] == [5, 4, 4, 3, 3, 0, 0, 0]
+
+
 def test_lengths_are_rounded_up_and_equal_where_they_must_be() -> None:
     samples = [sample(length) for length in (4, 9, 5, 21)]
 
