@@ -94,7 +94,7 @@ def test_every_size_of_experts_that_does_not_divide_is_named_at_once() -> None:
 
 
 def test_experts_with_biases_are_not_divided_themselves() -> None:
-    biased = {"architectures": ["GptOssForCausalLM"], "num_local_experts": 4, "num_experts_per_tok": 2}
+    biased = {"architectures": ["GptOssForCausalLM"], "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}
     assert subjects(Layout(tensor_model_parallel_size=2), **biased) == ["expert_tensor_parallel_size"]
     assert subjects(Layout(tensor_model_parallel_size=2, expert_tensor_parallel_size=1), **biased) == []
 
