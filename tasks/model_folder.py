@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 
 from configs.schema.evaluate import EvaluateConfig
 from mcore.backend.layout import Layout
-from mcore.backend.rope_scaling import rope_parameters
-from mcore.bridge.families import dims_of, family_of_config
+from mcore.bridge.families import config_findings, dims_of, family_of_config
 from mcore.bridge.families.classifier import SUFFIX as CLASSIFIER_SUFFIX
 from mcore.bridge.further_tokens import config_of_files
 from mcore.bridge.hf_config import max_served_tokens, read_hf_config
@@ -73,20 +72,13 @@ def model_config_problems(
         make_vocab_size_divisible_by: Rows: the vocabulary is padded to a multiple of this.
         layout: How training divides the model; not checked if None.
     """
-    problems: list[Problem] = []
-    family = collected(problems, lambda: family_of_config(config))
-    if family is None:
-        return problems  # what the sizes of an unknown architecture are called is not known either
-    dims = collected(
-        problems,
-        lambda: dims_of(config, make_vocab_size_divisible_by=make_vocab_size_divisible_by),
-    )
-    if dims is None:
+    problems = config_findings(config, make_vocab_size_divisible_by=make_vocab_size_divisible_by).problems
+    said: list[Problem] = []  # the same again, of what is wrong with the config
+    family = collected(said, lambda: family_of_config(config))
+    dims = collected(said, lambda: dims_of(config, make_vocab_size_divisible_by=make_vocab_size_divisible_by))
+    if family is None or dims is None:
         return problems
-    collected(problems, lambda: family.transformer_config(config))
-    features = collected(problems, lambda: family.features(config))
-    collected(problems, lambda: rope_parameters(config))
-    if layout is not None and features is not None and features.num_labels is not None:
+    if layout is not None and family.hf_architecture.endswith(CLASSIFIER_SUFFIX):
         expected = "a ...ForCausalLM model, as train.method pt and sft train on tokens"
         problems.append(Problem("config.json: architectures", expected, repr(family.hf_architecture)))
     if layout is not None:

@@ -71,6 +71,9 @@ def _problems(place: str, rope: Mapping[str, Any]) -> list[Problem]:
         expected, fits = ("a list of numbers", _is_list) if key in LISTS else ("a positive number", _is_positive)
         if not fits(rope.get(key)):
             problems.append(Problem(f"{place}{key}", f"{expected}, for rope type {kind}", repr(rope.get(key))))
+    part = rope.get("partial_rotary_factor")
+    if part is not None and not (_is_positive(part) and part <= 1):
+        problems.append(Problem(f"{place}partial_rotary_factor", "more than 0, at most 1", repr(part)))
     return problems
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any
 
 import torch
 
 from mcore.backend.meta import CheckpointContent, sharded_shapes
 from mcore.bridge.dims import ModelDims
-from mcore.bridge.families import dims_of, family_of_config
+from mcore.bridge.families import config_findings, dims_of, family_of_config, without_effect
 from mcore.bridge.further_tokens import config_of_files
 from mcore.bridge.hf_config import read_hf_config
 from mcore.bridge.hf_files import StoredRows
@@ -20,10 +20,9 @@ from mcore.bridge.hf_headers import StoredTensor, scan_headers
 from mcore.bridge.hf_quantised import METHODS, method_of, quantisation_of
 from mcore.bridge.plan import Plan, mcore_shapes_of, plan_convert
 from mcore.bridge.rules import Family
-from mcore.errors import ConfigError, InputError, Problem, SourceError, WeightPlanError
+from mcore.errors import ConfigError, Problem, SourceError, WeightPlanError
+from mcore.findings import BROKEN, Findings
 from mcore.progress import say
-
-T = TypeVar("T")
 
 ROWS_COMPARED = 4096
 """Rows of a tied model's two copies that are compared at a time."""
@@ -54,7 +53,7 @@ def check(
     Raises:
         InputError: As `convert`, with everything that is wrong with config, files, and what they say together.
     """
-    findings = _Findings()
+    findings = Findings()
     config = findings.of(lambda: read_hf_config(hf))
     if not hf.is_dir():
         findings.raise_all()
@@ -68,12 +67,14 @@ def check(
         say("convert: the files hold no layers for further tokens, which config.json speaks of: they are left out")
         config = whole
     quantisation = findings.of(lambda: quantisation_of(config))
-    if family is None and (family := findings.of(lambda: family_of_config(config))) is None:
-        findings.raise_all()
-    dims = findings.of(lambda: dims_of(config, make_vocab_size_divisible_by=make_vocab_size_divisible_by))
-    if dims is None or (dims.num_layers > len(stored) and headers.problems):
+    of_config = config_findings(config, make_vocab_size_divisible_by=make_vocab_size_divisible_by)
+    findings.take(of_config)
+    said = Findings()  # the same again, of what is wrong with the config
+    family = family or said.of(lambda: family_of_config(config))
+    dims = said.of(lambda: dims_of(config, make_vocab_size_divisible_by=make_vocab_size_divisible_by))
+    if family is None or dims is None or (dims.num_layers > len(stored) and headers.problems):
         findings.raise_all()  # what the weights of so many layers should be is more than damaged files can tell
-    if content is None:
+    if content is None and not of_config.problems:
         content = findings.of(lambda: _content(config, dims, num_stored=len(stored)))
     shapes = {k: t.shape for k, t in content.tensors.items()} if content else mcore_shapes_of(family, dims)
     plan = findings.of(
@@ -90,9 +91,11 @@ def check(
         findings.errors.append(_unknown_quantisation(method))
     if plan is not None and not headers.problems:
         findings.of(lambda: _compare_tied(plan, stored))
-    if findings.errors or plan is None or content is None:
+    if findings.problems or plan is None or content is None:
         findings.raise_all()
     say(f"convert: {family.hf_architecture}, {len(stored)} tensors, {dims.num_layers} layers")
+    for text in without_effect(config):
+        say(f"convert: {text} of config.json has no effect: training runs without dropout and noise")
     for copy, original in plan.equal_hf:
         say(f"convert: {copy} equals {original} bit for bit, which stands for both")
     for name in plan.ignored_hf:
@@ -105,27 +108,6 @@ def parameters(checked: Conversion) -> Iterator[int]:
     for step in checked.plan.steps:
         for shape in step.rule.hf_shapes(checked.plan.dims):
             yield math.prod(shape)
-
-
-class _Findings:
-    """Lets every check run although one fails, and raises what they found as one error."""
-
-    def __init__(self) -> None:
-        self.errors: list[InputError] = []
-
-    def of(self, run: Callable[[], T]) -> T | None:
-        """What `run` returns; None if it finds the input wrong."""
-        try:
-            return run()
-        except InputError as error:
-            self.errors.append(error)
-            return None
-
-    def raise_all(self) -> NoReturn:
-        kinds = {type(error) for error in self.errors}
-        kind = kinds.pop() if len(kinds) == 1 else InputError
-        summary = "; ".join(dict.fromkeys(error.summary for error in self.errors))
-        raise kind(summary, dict.fromkeys(problem for error in self.errors for problem in error.problems))
 
 
 def _content(config: Mapping[str, Any], dims: ModelDims, *, num_stored: int) -> CheckpointContent:
@@ -143,7 +125,7 @@ def _content(config: Mapping[str, Any], dims: ModelDims, *, num_stored: int) -> 
         )
     try:
         return sharded_shapes(config, padded_vocab_size=dims.padded_vocab, params_dtype=torch.bfloat16)
-    except (ValueError, TypeError, RuntimeError, AssertionError, ArithmeticError) as exc:  # from megatron-core or torch
+    except (*BROKEN, RuntimeError, AssertionError) as exc:  # from megatron-core or torch
         text = f"{type(exc).__name__}: {exc}"[:500]
         raise ConfigError(
             "megatron-core can't build the model", [Problem("config.json", "a model that can be built", text)]

@@ -21,13 +21,13 @@ INTEGERS = frozenset((
     "vocab_size",
 ))
 NUMBERS = frozenset((
-    "attention_factor", "attn_logit_softcapping", "beta_fast", "beta_slow", "clip_qkv", "factor",
+    "attention_dropout", "attention_factor", "attn_logit_softcapping", "beta_fast", "beta_slow", "clip_qkv", "embd_pdrop", "factor",
     "final_logit_softcapping", "high_freq_factor", "low_freq_factor", "mscale", "mscale_all_dim",
-    "partial_rotary_factor", "query_pre_attn_scalar", "rms_norm_eps", "rope_local_base_freq", "rope_theta",
-    "routed_scaling_factor", "swiglu_alpha", "swiglu_limit",
+    "partial_rotary_factor", "query_pre_attn_scalar", "resid_pdrop", "rms_norm_eps", "rope_local_base_freq", "rope_theta",
+    "routed_scaling_factor", "router_jitter_noise", "swiglu_alpha", "swiglu_limit",
 ))
 SWITCHES = frozenset((
-    "attention_bias", "mlp_bias", "norm_topk_prob", "qkv_bias", "rope_interleave", "tie_word_embeddings", "truncate",
+    "attention_bias", "is_causal", "mlp_bias", "norm_topk_prob", "qkv_bias", "rope_interleave", "tie_word_embeddings", "truncate",
     "use_bidirectional_attention", "use_qk_norm", "use_sliding_window",
 ))
 WORDS = frozenset(("hidden_act", "hidden_activation", "model_type", "rope_type", "scoring_func", "topk_method"))
@@ -35,7 +35,7 @@ LISTS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
     **dict.fromkeys(("architectures", "layer_types"), (str, "texts")),
     **dict.fromkeys(("long_factor", "mlp_only_layers", "short_factor"), ((int, float), "numbers")),
 }
-MAPPINGS = frozenset(("quantization_config", "rope_parameters", "rope_scaling", "text_config"))
+MAPPINGS = frozenset(("per_layer_config", "quantization_config", "rope_parameters", "rope_scaling", "text_config"))
 # fmt: on
 
 LARGEST = {
@@ -55,7 +55,9 @@ def kind_problems(config: Mapping[str, Any], place: str = "config.json: ") -> li
             continue
         if (expected := _expected(key, value)) is not None:
             problems.append(Problem(f"{place}{key}", f"{expected}, or null", repr(value)[:200]))
-        elif isinstance(value, Mapping) and (key in MAPPINGS - {"quantization_config"} or "rope_parameters." in place):
+        elif isinstance(value, Mapping) and (
+            key in MAPPINGS - {"per_layer_config", "quantization_config"} or "rope_parameters." in place
+        ):
             problems += kind_problems(value, f"{place}{key}.")
     return problems
 

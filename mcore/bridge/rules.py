@@ -243,6 +243,9 @@ class Family:
     Args:
         name: Module name under `mcore/bridge/families/`.
         hf_architecture: Class name in `config.json`'s `architectures`.
+        hf_model_type: What `model_type` must be beside it: transformers builds by that.
+        needed: Keys of `config.json`, beside those of every decoder, that may be null but not missing: transformers
+            would take a certain model's number for them.
         rules: The weight table, one row a megatron parameter.
         ignored_hf: Names of Hugging Face tensors that are left out on purpose, with `{L}` for the layer.
         tied_hf: Hugging Face tensors that files may hold although another one stands for them, each with that other:
@@ -257,6 +260,8 @@ class Family:
 
     name: str
     hf_architecture: str
+    hf_model_type: str
+    needed: tuple[str, ...] = ()
     rules: tuple[Rule, ...]
     ignored_hf: tuple[str, ...] = ()
     tied_hf: tuple[tuple[str, str], ...] = (("lm_head.weight", "model.embed_tokens.weight"),)

@@ -8,11 +8,13 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
+from mcore.backend.rope_scaling import rope_parameters
 from mcore.bridge.dims import ModelDims
 from mcore.bridge.families import classifier
 from mcore.bridge.families.classifier import classifier_of
 from mcore.bridge.rules import Family
 from mcore.errors import ConfigError, Problem
+from mcore.findings import Findings, refuse
 
 SUPPORTED: Mapping[str, str] = MappingProxyType(
     {
@@ -52,6 +54,9 @@ SUPPORTED: Mapping[str, str] = MappingProxyType(
 )
 """Module name of the family by the class name in `config.json`'s `architectures`."""
 
+NO_EFFECT = ("attention_dropout", "embd_pdrop", "resid_pdrop", "router_jitter_noise")
+"""Keys that transformers heeds in training only, and that are left out of ours."""
+
 
 def family_of(architecture: str, *, brings_code: bool = False) -> Family:
     """The family of a Hugging Face architecture.
@@ -84,8 +89,39 @@ def family_of_config(config: Mapping[str, Any]) -> Family:
     """The family of the model that a Hugging Face `config.json` describes.
 
     Raises:
-        ConfigError: It names no architecture, more than one, or one that is not supported.
+        ConfigError: It names no architecture, more than one, or one that is not supported; or it has what no family can
+            be built with. Names all of that.
     """
+    family = _named_family(config)
+    refuse(_never_built(config, family))
+    return family
+
+
+def config_findings(config: Mapping[str, Any], *, make_vocab_size_divisible_by: int = 1) -> Findings:
+    """Everything that a `config.json` itself keeps from being converted: every check runs, whatever the others find.
+
+    Args:
+        config: The file's mapping.
+        make_vocab_size_divisible_by: As of `dims_of`.
+    """
+    findings = Findings()
+    family = findings.of(lambda: _named_family(config))
+    if family is None:
+        return findings  # what the keys of an unknown architecture mean is not known either
+    findings.of(lambda: refuse(_never_built(config, family)))
+    findings.of(lambda: ModelDims.from_hf_config(config, make_vocab_size_divisible_by=make_vocab_size_divisible_by))
+    findings.of(lambda: refuse(_missing(config, family), "the model's sizes can't be read"))
+    for check in (family.sizes, family.transformer_config, family.features, rope_parameters):
+        findings.of_config(lambda check=check: check(config))  # type: ignore[misc]
+    return findings
+
+
+def without_effect(config: Mapping[str, Any]) -> list[str]:
+    """Settings of training that a `config.json` has and that are left out: ours has no dropout and no noise."""
+    return [f"{key} {config[key]}" for key in NO_EFFECT if config.get(key)]
+
+
+def _named_family(config: Mapping[str, Any]) -> Family:
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or len(architectures) != 1:
         raise ConfigError(
@@ -93,6 +129,32 @@ def family_of_config(config: Mapping[str, Any]) -> Family:
             [Problem("config.json: architectures", "a list with one class name", repr(architectures))],
         )
     return family_of(str(architectures[0]), brings_code=bool(config.get("auto_map")))
+
+
+def _never_built(config: Mapping[str, Any], family: Family) -> list[Problem]:
+    """What transformers heeds in every family, and ours in none.
+
+    Source: transformers 5.19 `masking_utils.py` (`is_causal`), `configuration_utils.py` (`per_layer_config`).
+    """
+    problems = []
+    if (kind := config.get("model_type", family.hf_model_type)) != family.hf_model_type:
+        text = f"{family.hf_model_type!r}, as architectures has {family.hf_architecture}"
+        problems.append(Problem("config.json: model_type", text, repr(kind), "transformers builds by model_type."))
+    if config.get("is_causal", True) is not True:
+        text = "true or no such key, as attention to later tokens can't be built"
+        problems.append(Problem("config.json: is_causal", text, repr(config["is_causal"])))
+    if config.get("per_layer_config"):
+        text = "nothing, as layers with settings of their own can't be built"
+        problems.append(Problem("config.json: per_layer_config", text, repr(config["per_layer_config"])[:200]))
+    return problems
+
+
+def _missing(config: Mapping[str, Any], family: Family) -> list[Problem]:
+    return [
+        Problem(f"config.json: {key}", "a value", "nothing", "transformers would take that of a certain model.")
+        for key in family.needed
+        if key not in config
+    ]
 
 
 def dims_of(config: Mapping[str, Any], *, make_vocab_size_divisible_by: int = 1) -> ModelDims:
@@ -106,8 +168,14 @@ def dims_of(config: Mapping[str, Any], *, make_vocab_size_divisible_by: int = 1)
         ConfigError: The architecture is not supported, or sizes are missing or do not fit each other.
     """
     family = family_of_config(config)
-    dims = ModelDims.from_hf_config(config, make_vocab_size_divisible_by=make_vocab_size_divisible_by)
-    own = family.sizes(config)
+    findings = Findings()
+    dims = findings.of(
+        lambda: ModelDims.from_hf_config(config, make_vocab_size_divisible_by=make_vocab_size_divisible_by)
+    )
+    findings.of(lambda: refuse(_missing(config, family), "the model's sizes can't be read"))
+    own = findings.of_config(lambda: family.sizes(config))
+    if dims is None or own is None or findings.errors:
+        findings.raise_all()
     fields = {field.name for field in dataclasses.fields(ModelDims)}
     return dataclasses.replace(
         dims,

@@ -14,6 +14,7 @@ from mcore.bridge.families import deepseek_moe
 from mcore.bridge.families.dense import dense_transformer_config
 from mcore.bridge.rules import Copy, VocabRows, mtp_rules
 from mcore.errors import ConfigError, Problem
+from mcore.findings import refuse, together
 
 M, MA = "decoder.layers.{L}.", "decoder.layers.{L}.self_attention."
 H, HA = "model.layers.{L}.", "model.layers.{L}.self_attn."
@@ -27,8 +28,11 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
     "moe_layer_freq": (1,),
     "rope_interleave": (True,),
 }
-"""Keys that may be missing, null, or one of these values: for others there is no row, or transformers does not do what
+"""Keys that may be missing, or one of these values: for others there is no row, or transformers does not do what
 the key says."""
+
+ROPE_TYPES = ("default", "linear", "yarn", "llama3")
+"""Those whose frequencies are the same at every length, and that have the factor which the softmax's scale asks for."""
 
 # fmt: off
 ATTENTION_RULES = (
@@ -59,9 +63,9 @@ def sizes(config: Mapping[str, Any], *, router_bias: bool) -> Mapping[str, Any]:
     """Sizes and switches that the table names.
 
     Raises:
-        ConfigError: Keys are missing or no positive integers; lists all of them.
+        ConfigError: Keys are missing, no positive integers, or contradict each other; lists all of them.
     """
-    if problems := deepseek_moe.missing_counts(config, COUNTS):
+    if problems := deepseek_moe.missing_counts(config, COUNTS) + deepseek_moe.other_names(config):
         raise ConfigError("the model's sizes can't be read", problems)
     nope, rope, value = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["v_head_dim"]
     return {
@@ -75,29 +79,42 @@ def sizes(config: Mapping[str, Any], *, router_bias: bool) -> Mapping[str, Any]:
     }
 
 
-def latent_transformer_config(config: Mapping[str, Any], only: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+def latent_transformer_config(
+    config: Mapping[str, Any], only: Mapping[str, tuple[Any, ...]], *, has_groups: bool = True
+) -> dict[str, Any]:
     """Arguments of megatron's `MLATransformerConfig`.
 
     Args:
         config: The model's `config.json`.
-        only: Keys that may be missing, null, or one of these values, beside those of `ONLY`.
+        only: Keys that may be missing, or one of these values, beside those of `ONLY`.
+        has_groups: Whether a token's experts come from some groups only.
 
     Raises:
         ConfigError: What can't be built; lists every key.
     """
-    problems = deepseek_moe.missing_counts(config, COUNTS)
-    problems += deepseek_moe.other_values(config, {**ONLY, **only})
-    heads = config["num_attention_heads"]
+    problems = deepseek_moe.other_values(config, {**ONLY, **only})
+    heads = config.get("num_attention_heads")
     if (config.get("num_key_value_heads") or heads) != heads:
         text = f"num_attention_heads {heads}, as every head has a key of its own"
         problems.append(Problem("config.json: num_key_value_heads", text, str(config["num_key_value_heads"])))
-    if problems:
-        raise ConfigError("the model can't be expressed", problems)
-    arguments = dense_transformer_config(config) | deepseek_moe.moe_arguments(config)
+    if "head_dim" in config and config["head_dim"] != config.get("qk_rope_head_dim"):
+        text = f"{config.get('qk_rope_head_dim')}, as qk_rope_head_dim, or no such key"
+        problems.append(Problem("config.json: head_dim", text, repr(config["head_dim"])))
+    arguments = together(
+        lambda: refuse(deepseek_moe.missing_counts(config, COUNTS)),
+        lambda: refuse(problems),
+        lambda: dense_transformer_config(config),
+        lambda: deepseek_moe.moe_arguments(config, has_groups=has_groups),
+        lambda: _latent_arguments(config),
+        lambda: _rope_arguments(config),
+    )
     for of_plain_attention in ("num_query_groups", "kv_channels"):
         del arguments[of_plain_attention]
+    return arguments
+
+
+def _latent_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        **arguments,
         "multi_latent_attention": True,
         "qk_layernorm": True,  # the norms of the latents
         "q_lora_rank": config.get("q_lora_rank"),
@@ -105,7 +122,6 @@ def latent_transformer_config(config: Mapping[str, Any], only: Mapping[str, tupl
         "qk_head_dim": config["qk_nope_head_dim"],
         "qk_pos_emb_head_dim": config["qk_rope_head_dim"],
         "v_head_dim": config["v_head_dim"],
-        **_rope_arguments(config),
     }
 
 
@@ -113,8 +129,17 @@ def _rope_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the softmax scale follows from; the frequencies and their factor are transformers' own (`backend/mla.py`).
 
     Every argument is named, as megatron's defaults are those of a YaRN of factor 40.
+
+    Raises:
+        ConfigError: The rope type can't be built for latents.
     """
-    rope = rope_parameters(config)[""]
+    ropes = rope_parameters(config)
+    kinds = [str(rope["rope_type"]) for rope in ropes.values()]
+    if len(ropes) != 1 or "" not in ropes or kinds[0] not in ROPE_TYPES:
+        text = f"one of {', '.join(ROPE_TYPES)} for latent attention"
+        problem = Problem("config.json: rope_parameters.rope_type", text, ", ".join(kinds))
+        raise ConfigError("the model's rotary embedding can't be built", [problem])
+    rope = ropes[""]
     is_scaled = rope["rope_type"] != "default"
     return {
         "rope_type": "yarn",

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mcore.bridge.families.windows import no_windows
 from mcore.bridge.features import Features
 from mcore.bridge.rules import Copy, GateUp
 from mcore.errors import ConfigError, Problem
+from mcore.findings import refuse, together
 
 M, MM, MTP = "decoder.layers.{L}.", "decoder.layers.{L}.mlp.", "mtp.layers.{M}."
 H, HM = "model.layers.{L}.", "model.layers.{L}.mlp."
@@ -69,14 +71,18 @@ def moe_layers(config: Mapping[str, Any]) -> tuple[bool, ...]:
     return tuple(layer >= (config.get("first_k_dense_replace") or 0) for layer in range(config["num_hidden_layers"]))
 
 
-def moe_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+def moe_arguments(config: Mapping[str, Any], *, has_groups: bool = True) -> dict[str, Any]:
     """Arguments of megatron's `TransformerConfig` about experts and further tokens.
 
+    Args:
+        config: The model's `config.json`.
+        has_groups: Whether `n_group` and `topk_group` count.
+
     Raises:
-        ConfigError: There is no layer with experts, or tied embeddings that further tokens would share.
+        ConfigError: Groups can't be, no layer has experts, or embeddings are tied that further tokens would share.
     """
     layers = moe_layers(config)
-    problems = []
+    problems = first_dense_problems(config) + (group_problems(config) if has_groups else [])
     if not layers[-1]:
         text = f"less than num_hidden_layers {len(layers)}"
         problems.append(Problem("config.json: first_k_dense_replace", text, str(config["first_k_dense_replace"])))
@@ -85,7 +91,13 @@ def moe_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         problems.append(Problem("config.json: tie_word_embeddings", text, "true"))
     if problems:
         raise ConfigError("the model can't be expressed", problems)
-    groups = num_groups(config)
+    chosen = config["num_experts_per_tok"]
+    if chosen > config["n_routed_experts"]:
+        text = f"at most n_routed_experts {config['n_routed_experts']}"
+        raise ConfigError(
+            "the model can't be expressed", [Problem("config.json: num_experts_per_tok", text, str(chosen))]
+        )
+    groups = num_groups(config) if has_groups else 1
     return {
         "num_moe_experts": config["n_routed_experts"],
         "moe_ffn_hidden_size": config["moe_intermediate_size"],
@@ -100,15 +112,29 @@ def moe_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def num_groups(config: Mapping[str, Any]) -> int:
-    """Groups of experts of which a token's experts may come from some only; 1 if they may come from anywhere.
+    """Groups of experts of which a token's experts may come from some only; 1 if they may come from anywhere."""
+    return int(config.get("n_group", 1))
 
-    Raises:
-        ConfigError: It is not told from how many.
+
+def group_problems(config: Mapping[str, Any]) -> list[Problem]:
+    """What keeps a token's experts from coming out of `topk_group` of `n_group` groups; one group if a key is missing.
+
+    transformers masks other groups' experts, by different numbers in V2 and V3: no more experts may be asked for than
+    the chosen groups have.
     """
-    groups = config.get("n_group") or 1
-    if groups > 1 and (problems := missing_counts(config, ("topk_group",))):
-        raise ConfigError("the model can't be expressed", problems)
-    return int(groups)
+    keys = ("n_group", "topk_group")
+    if problems := missing_counts({**dict.fromkeys(keys, 1), **config}, keys):
+        return problems
+    groups, best = num_groups(config), config.get("topk_group", 1)
+    experts, chosen = config["n_routed_experts"], config["num_experts_per_tok"]
+    if experts % groups:
+        problems.append(Problem("config.json: n_group", f"a divisor of n_routed_experts {experts}", str(groups)))
+    elif chosen > best * (experts // groups):
+        text = f"at most {best * (experts // groups)}, as many as topk_group {best} of n_group {groups} have"
+        problems.append(Problem("config.json: num_experts_per_tok", text, str(chosen)))
+    if best > groups:
+        problems.append(Problem("config.json: topk_group", f"at most n_group {groups}", str(best)))
+    return problems
 
 
 def sigmoid_router(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,13 +155,21 @@ def sigmoid_router(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sigmoid_features(config: Mapping[str, Any]) -> Features:
-    """How a sigmoid router's choice differs from megatron's.
+    """How a sigmoid router's choice differs from megatron's, and that there are no windows.
 
     transformers ranks groups by their best two experts; megatron by the best `topk // group_topk`.
+
+    Raises:
+        ConfigError: `layer_types` asks for windows, or groups can't be.
     """
+    found = together(
+        lambda: {"windows": no_windows(config)},
+        lambda: refuse(missing_counts(config, ("n_routed_experts", "num_experts_per_tok"))),
+        lambda: refuse(group_problems(config)),
+    )
     groups, best = num_groups(config), 2
     alike = groups == 1 or config["num_experts_per_tok"] // config["topk_group"] == best
-    return Features(expert_groups_by=None if alike else best, expert_weights_sum_to_one=normalises(config))
+    return Features(**found, expert_groups_by=None if alike else best, expert_weights_sum_to_one=normalises(config))
 
 
 def normalises(config: Mapping[str, Any]) -> bool:
@@ -153,9 +187,26 @@ def missing_counts(config: Mapping[str, Any], keys: tuple[str, ...]) -> list[Pro
 
 
 def other_values(config: Mapping[str, Any], only: Mapping[str, tuple[Any, ...]]) -> list[Problem]:
-    """Keys that hold a value that is not among those which can be built. A missing or null key is none."""
+    """Keys that hold a value, or null, that is not among those which can be built. A missing key is none."""
     return [
         Problem(f"config.json: {key}", f"one of {', '.join(map(repr, values))}, or no such key", repr(config[key]))
         for key, values in only.items()
-        if config.get(key) is not None and config[key] not in values
+        if key in config and config[key] not in values
     ]
+
+
+def other_names(config: Mapping[str, Any]) -> list[Problem]:
+    """Further names of the number of experts, by which transformers would build another one."""
+    experts = config.get("n_routed_experts")
+    return [
+        Problem(f"config.json: {key}", f"{experts}, as n_routed_experts, or no such key", repr(config[key]))
+        for key in ("num_experts", "num_local_experts")
+        if key in config and config[key] != experts
+    ]
+
+
+def first_dense_problems(config: Mapping[str, Any]) -> list[Problem]:
+    """`first_k_dense_replace` if it is null."""
+    if config.get("first_k_dense_replace", 0) is not None:
+        return []
+    return [Problem("config.json: first_k_dense_replace", "a number of layers", "None")]

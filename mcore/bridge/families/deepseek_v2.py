@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mcore.bridge.families import deepseek
+from mcore.bridge.families.windows import no_windows
 from mcore.bridge.features import Features
 from mcore.bridge.rules import Family
 
@@ -25,22 +26,32 @@ def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: What can't be built; lists every key.
     """
-    arguments = deepseek.latent_transformer_config(config, ONLY)
-    if not has_groups(config):
-        arguments |= {"moe_router_num_groups": None, "moe_router_group_topk": None}
+    arguments = deepseek.latent_transformer_config(config, ONLY, has_groups=has_groups(config))
     return {**arguments, "moe_router_score_function": "softmax", "moe_router_pre_softmax": True}
 
 
 def has_groups(config: Mapping[str, Any]) -> bool:
     """Whether a token's experts come from some groups of experts only; `n_group` alone does not say so."""
-    return config.get("topk_method") == "group_limited_greedy" and (config.get("n_group") or 1) > 1
+    return config.get("topk_method") == "group_limited_greedy"
+
+
+def features(config: Mapping[str, Any]) -> Features:
+    """How the router's choice differs from megatron's, and that there are no windows.
+
+    Raises:
+        ConfigError: `layer_types` asks for windows.
+    """
+    by_best = 1 if has_groups(config) and config["n_group"] > 1 else None
+    return Features(windows=no_windows(config), expert_groups_by=by_best)
 
 
 FAMILY = Family(
     name="deepseek_v2",
     hf_architecture="DeepseekV2ForCausalLM",
+    hf_model_type="deepseek_v2",
+    needed=("q_lora_rank",),
     rules=deepseek.RULES,
     transformer_config=transformer_config,
     sizes=lambda config: deepseek.sizes(config, router_bias=False),
-    features=lambda config: Features(expert_groups_by=1 if has_groups(config) else None),
+    features=features,
 )

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mcore.bridge.dims import ModelDims
-from mcore.errors import ConfigError, Problem
+from mcore.errors import Problem
+from mcore.findings import Findings, refuse
 
 
 def dense_transformer_config(
@@ -31,7 +32,8 @@ def dense_transformer_config(
     Raises:
         ConfigError: The config asks for something that would be silently left out. Lists every such key.
     """
-    dims = ModelDims.from_hf_config(config)
+    findings = Findings()
+    dims = findings.of(lambda: ModelDims.from_hf_config(config))
     problems = _beyond_dense(config, has_partial_rotary=has_partial_rotary)
     key, hf_name, mcore_name = activation
     if (found := config.get(key, hf_name)) != hf_name:
@@ -39,8 +41,9 @@ def dense_transformer_config(
     epsilon = config.get("rms_norm_eps")
     if not isinstance(epsilon, float) or epsilon <= 0:
         problems.append(Problem("config.json: rms_norm_eps", "a positive number", repr(epsilon)))
-    if problems:
-        raise ConfigError("the model has features that the conversion does not know", problems)
+    findings.of(lambda: refuse(problems, "the model has features that the conversion does not know"))
+    if dims is None or findings.errors:
+        findings.raise_all()
     return {
         "num_layers": dims.num_layers,
         "hidden_size": dims.hidden,

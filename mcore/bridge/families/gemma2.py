@@ -14,7 +14,8 @@ from mcore.bridge.families.dense import dense_transformer_config
 from mcore.bridge.families.windows import FULL, SLIDING, windows_by_layer_type
 from mcore.bridge.features import Features
 from mcore.bridge.rules import Copy, Family, GateUp, Qkv, VocabRows
-from mcore.errors import ConfigError, Problem
+from mcore.errors import Problem
+from mcore.findings import refuse, together
 
 MA, MM = "decoder.layers.{L}.self_attention.", "decoder.layers.{L}.mlp."
 H, HA, HM = "model.layers.{L}.", "model.layers.{L}.self_attn.", "model.layers.{L}.mlp."
@@ -27,19 +28,17 @@ def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: A field is missing that no default of transformers may stand in for, attention is bidirectional,
             or projections have biases.
     """
-    problems = gemma_problems(config)
-    if problems:
-        raise ConfigError("the model can't be expressed", problems)
-    return gemma_transformer_config(config)
+    return gemma_transformer_config(config, gemma_problems(config))
 
 
-def gemma_transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What all Gemmas since the second have in common."""
-    arguments = dense_transformer_config(config, activation=("hidden_activation", "gelu_pytorch_tanh", "gelu_tanh"))
-    return arguments | {
-        "layernorm_zero_centered_gamma": True,
-        "softmax_scale": config["query_pre_attn_scalar"] ** -0.5,
-    }
+def gemma_transformer_config(config: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
+    """What all Gemmas since the second have in common; `problems` are refused together with it."""
+    activation = ("hidden_activation", "gelu_pytorch_tanh", "gelu_tanh")
+    return together(
+        lambda: refuse(problems),
+        lambda: dense_transformer_config(config, activation=activation),
+        lambda: {"layernorm_zero_centered_gamma": True, "softmax_scale": config["query_pre_attn_scalar"] ** -0.5},
+    )
 
 
 def gemma_problems(config: Mapping[str, Any]) -> list[Problem]:
@@ -98,6 +97,8 @@ RULES = (
 FAMILY = Family(
     name="gemma2",
     hf_architecture="Gemma2ForCausalLM",
+    hf_model_type="gemma2",
+    needed=("num_key_value_heads",),
     rules=RULES,
     transformer_config=transformer_config,
     sizes=sizes,

@@ -28,9 +28,7 @@ def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
     problems = gemma_problems(config)
     if (cap := config.get("attn_logit_softcapping")) is not None:
         problems.append(Problem("config.json: attn_logit_softcapping", "null", repr(cap)))
-    if problems:
-        raise ConfigError("the model can't be expressed", problems)
-    return gemma_transformer_config(config) | {"qk_layernorm": True}
+    return gemma_transformer_config(config, problems) | {"qk_layernorm": True}
 
 
 def features(config: Mapping[str, Any]) -> Features:
@@ -39,14 +37,17 @@ def features(config: Mapping[str, Any]) -> Features:
     Raises:
         ConfigError: As `windows_by_layer_type`.
     """
-    pattern = config.get("sliding_window_pattern", 6)
-    default = [SLIDING if (layer + 1) % pattern else FULL for layer in range(config["num_hidden_layers"])]
+    pattern, types = config.get("sliding_window_pattern", 6), config.get("layer_types")
+    if not types and (not isinstance(pattern, int) or pattern < 1):
+        problem = Problem("config.json: sliding_window_pattern", "a positive number of layers", repr(pattern))
+        raise ConfigError("the model's attention windows can't be told", [problem])
+    types = types or [SLIDING if (layer + 1) % pattern else FULL for layer in range(config["num_hidden_layers"])]
     return Features(
-        windows=windows_by_layer_type(config, window=config.get("sliding_window", 4096), default=default),
+        windows=windows_by_layer_type(config, window=config.get("sliding_window", 4096), default=types),
         logit_softcap=config.get("final_logit_softcapping"),
         norm_placement="around",
         embedding_scale=config["hidden_size"] ** 0.5,
-        rope_of_layer=tuple(config.get("layer_types") or default),
+        rope_of_layer=tuple(types),
     )
 
 
@@ -62,6 +63,8 @@ RULES = (
 FAMILY = Family(
     name="gemma3",
     hf_architecture="Gemma3ForCausalLM",
+    hf_model_type="gemma3_text",
+    needed=("num_key_value_heads",),
     rules=RULES,
     transformer_config=transformer_config,
     sizes=sizes,

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from mcore.bridge.families.dense import dense_transformer_config
+from mcore.bridge.families.windows import no_windows
 from mcore.bridge.features import Features
 from mcore.bridge.rules import Copy, Family, Qkv, VocabRows
-from mcore.errors import ConfigError, Problem
+from mcore.errors import Problem
+from mcore.findings import refuse, together
 
 MA, MM = "decoder.layers.{L}.self_attention.", "decoder.layers.{L}.mlp."
 H, HA, HM = "model.layers.{L}.", "model.layers.{L}.self_attn.", "model.layers.{L}.mlp."
@@ -26,13 +28,15 @@ def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: `head_dim` is missing (transformers' default is 128, whatever the hidden size).
     """
+    problems = []
     if config.get("head_dim") is None:
-        problem = Problem("config.json: head_dim", "a number", "nothing", "Write it down; GLM-4's is 128.")
-        raise ConfigError("the model can't be expressed", [problem])
-    arguments = dense_transformer_config(
-        config, add_qkv_bias=bool(sizes(config)["attention_bias"]), has_partial_rotary=True
+        problems.append(Problem("config.json: head_dim", "a number", "nothing", "Write it down; GLM-4's is 128."))
+    has_bias = bool(sizes(config)["attention_bias"])
+    return together(
+        lambda: refuse(problems),
+        lambda: dense_transformer_config(config, add_qkv_bias=has_bias, has_partial_rotary=True),
+        lambda: {"rotary_interleaved": True},
     )
-    return arguments | {"rotary_interleaved": True}
 
 
 def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,7 +46,7 @@ def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def features(config: Mapping[str, Any]) -> Features:
     """What `TransformerConfig` has no field for: where norms stand."""
-    return Features(norm_placement="around")
+    return Features(windows=no_windows(config), norm_placement="around")
 
 
 # fmt: off
@@ -67,6 +71,8 @@ RULES = (
 FAMILY = Family(
     name="glm4",
     hf_architecture="Glm4ForCausalLM",
+    hf_model_type="glm4",
+    needed=("num_key_value_heads",),
     rules=RULES,
     transformer_config=transformer_config,
     sizes=sizes,

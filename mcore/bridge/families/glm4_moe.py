@@ -12,6 +12,7 @@ from mcore.bridge.families import deepseek_moe
 from mcore.bridge.families.dense import dense_transformer_config
 from mcore.bridge.rules import Copy, Family, Qkv, VocabRows, mtp_rules
 from mcore.errors import ConfigError
+from mcore.findings import together
 
 MA = "decoder.layers.{L}.self_attention."
 H, HA = "model.layers.{L}.", "model.layers.{L}.self_attn."
@@ -44,7 +45,7 @@ def sizes(config: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         ConfigError: Keys are missing or no positive integers; lists all of them.
     """
-    if problems := deepseek_moe.missing_counts(config, deepseek_moe.COUNTS):
+    if problems := deepseek_moe.missing_counts(config, deepseek_moe.COUNTS) + deepseek_moe.other_names(config):
         raise ConfigError("the model's sizes can't be read", problems)
     return {
         **deepseek_moe.moe_sizes(config, router_bias=True),
@@ -58,21 +59,23 @@ def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: What can't be built.
     """
-    return {
-        **dense_transformer_config(
+    return together(
+        lambda: dense_transformer_config(
             config,
             add_qkv_bias=bool(config.get("attention_bias")),
             qk_layernorm=bool(config.get("use_qk_norm")),
             has_partial_rotary=True,
         ),
-        **deepseek_moe.moe_arguments(config),
-        **deepseek_moe.sigmoid_router(config),
-    }
+        lambda: deepseek_moe.moe_arguments(config),
+        lambda: deepseek_moe.sigmoid_router(config),
+    )
 
 
 FAMILY = Family(
     name="glm4_moe",
     hf_architecture="Glm4MoeForCausalLM",
+    hf_model_type="glm4_moe",
+    needed=("num_key_value_heads", "first_k_dense_replace"),
     rules=RULES,
     tied_hf=deepseek_moe.TIED,
     transformer_config=transformer_config,

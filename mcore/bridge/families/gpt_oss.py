@@ -16,7 +16,8 @@ from mcore.bridge.families.moe import expert_arguments, expert_sizes
 from mcore.bridge.families.windows import FULL, SLIDING, windows_by_layer_type
 from mcore.bridge.features import Features
 from mcore.bridge.rules import Copy, Family, InterleavedGateUp, Qkv, VocabRows
-from mcore.errors import ConfigError, Problem
+from mcore.errors import Problem
+from mcore.findings import refuse, together
 
 M, MA, MM = "decoder.layers.{L}.", "decoder.layers.{L}.self_attention.", "decoder.layers.{L}.mlp."
 MX = "decoder.layers.{L}.mlp.experts.experts."
@@ -41,15 +42,17 @@ def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
     limit = config.get("swiglu_limit", 7.0)
     if not isinstance(limit, int | float) or limit <= 0:
         problems.append(Problem("config.json: swiglu_limit", "a positive number", repr(limit)))
-    if problems:
-        raise ConfigError("the model can't be expressed", problems)
-    return {
-        **dense_transformer_config(config, add_bias_linear=True),
-        **expert_arguments(config, sizes(config), is_normalised=True),
-        "activation_func": "quick_gelu",
-        "activation_func_clamp_value": float(limit),
-        "glu_linear_offset": 1.0,  # the up half is clamped, and 1 is added to it
-    }
+    return together(
+        lambda: refuse(problems),
+        lambda: dense_transformer_config(config, add_bias_linear=True),
+        lambda: expert_arguments(config, sizes(config), is_normalised=True),
+        # The up half is clamped, and 1 is added to it.
+        lambda: {
+            "activation_func": "quick_gelu",
+            "activation_func_clamp_value": float(limit),
+            "glu_linear_offset": 1.0,
+        },
+    )
 
 
 def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,6 +93,8 @@ RULES = (
 FAMILY = Family(
     name="gpt_oss",
     hf_architecture="GptOssForCausalLM",
+    hf_model_type="gpt_oss",
+    needed=("num_key_value_heads", "head_dim"),
     rules=RULES,
     transformer_config=transformer_config,
     sizes=sizes,

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from mcore.bridge.families.dense import dense_transformer_config
-from mcore.bridge.families.windows import FULL
+from mcore.bridge.families.windows import no_windows
 from mcore.bridge.features import Features
 from mcore.bridge.rules import Copy, Family, GateUp, Qkv, VocabRows
-from mcore.errors import ConfigError, Problem
 
 MA, MM = "decoder.layers.{L}.self_attention.", "decoder.layers.{L}.mlp."
 H, HA, HM = "model.layers.{L}.", "model.layers.{L}.self_attn.", "model.layers.{L}.mlp."
@@ -32,13 +31,8 @@ def features(config: Mapping[str, Any]) -> Features:
         ConfigError: `layer_types` asks for windows, which transformers' Llama lacks and vLLM's has.
     """
     attention_bias, mlp_bias = bool(config.get("attention_bias")), bool(config.get("mlp_bias"))
-    if odd := sorted(set(config.get("layer_types") or ()) - {FULL}):
-        raise ConfigError(
-            "the model's attention windows can't be told",
-            [Problem("config.json: layer_types", f"{FULL} in every layer", ", ".join(odd))],
-        )
     differs = attention_bias if attention_bias != mlp_bias else None
-    return Features(attention_output_bias=differs, attention_input_bias=differs)
+    return Features(windows=no_windows(config), attention_output_bias=differs, attention_input_bias=differs)
 
 
 # fmt: off
@@ -63,6 +57,7 @@ RULES = (
 FAMILY = Family(
     name="llama",
     hf_architecture="LlamaForCausalLM",
+    hf_model_type="llama",
     rules=RULES,
     # Buffers that transformers before 4.32 saved; they follow from the config.
     ignored_hf=(HA + "rotary_emb.inv_freq",),

@@ -24,6 +24,8 @@ def features(config: Mapping[str, Any]) -> Features:
 FAMILY = Family(
     name="ministral",
     hf_architecture="MinistralForCausalLM",
+    hf_model_type="ministral",
+    needed=("num_key_value_heads",),
     rules=RULES,
     transformer_config=transformer_config,
     features=features,

@@ -13,6 +13,7 @@ from mcore.bridge.families.moe import expert_arguments, expert_sizes
 from mcore.bridge.families.windows import windows_of_all
 from mcore.bridge.features import Features
 from mcore.bridge.rules import Copy, Family, GateUp, Qkv, VocabRows
+from mcore.findings import together
 
 M, MA, MM = "decoder.layers.{L}.", "decoder.layers.{L}.self_attention.", "decoder.layers.{L}.mlp."
 MX = "decoder.layers.{L}.mlp.experts.experts."
@@ -22,7 +23,10 @@ HX = "model.layers.{L}.block_sparse_moe.experts.{E}."
 
 def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of megatron's `TransformerConfig`."""
-    return dense_transformer_config(config) | expert_arguments(config, sizes(config), is_normalised=True)
+    return together(
+        lambda: dense_transformer_config(config),
+        lambda: expert_arguments(config, sizes(config), is_normalised=True),
+    )
 
 
 def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,6 +58,8 @@ RULES = (
 FAMILY = Family(
     name="mixtral",
     hf_architecture="MixtralForCausalLM",
+    hf_model_type="mixtral",
+    needed=("num_key_value_heads",),
     rules=RULES,
     transformer_config=transformer_config,
     sizes=sizes,

@@ -9,7 +9,7 @@ from mcore.errors import ConfigError, Problem
 
 
 def expert_sizes(config: Mapping[str, Any], *, experts: Sequence[str], moe_ffn: str) -> dict[str, Any]:
-    """Sizes that the tables of models with experts name: `experts` a layer, `moe_ffn` of each, and `moe_layers`.
+    """Sizes that the tables of models with experts name: `experts` a layer, `moe_ffn` of each, and `moe_layers`: all.
 
     Args:
         config: Mapping of a Hugging Face `config.json`.
@@ -30,15 +30,25 @@ def expert_sizes(config: Mapping[str, Any], *, experts: Sequence[str], moe_ffn: 
         problems.append(Problem(f"config.json: {', '.join(found)}", "one number", ", ".join(map(str, found.values()))))
     if problems:
         raise ConfigError("the model's sizes can't be read", problems)
-    return {"experts": values[next(iter(found))], "moe_ffn": values[moe_ffn], "moe_layers": moe_layers(config)}
+    return {
+        "experts": values[next(iter(found))],
+        "moe_ffn": values[moe_ffn],
+        "moe_layers": (True,) * config["num_hidden_layers"],
+    }
 
 
-def moe_layers(config: Mapping[str, Any]) -> tuple[bool, ...]:
+def qwen_moe_layers(config: Mapping[str, Any]) -> tuple[bool, ...]:
     """Whether each layer is a mixture of experts, by `decoder_sparse_step` and `mlp_only_layers`; all are without them.
+
+    Raises:
+        ConfigError: The step is no positive integer.
 
     Source: transformers 5.19 `modeling_qwen2_moe.py`, `Qwen2MoeDecoderLayer`.
     """
-    step, dense = config.get("decoder_sparse_step") or 1, config.get("mlp_only_layers") or ()
+    step, dense = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or ()
+    if not isinstance(step, int) or step < 1:
+        problem = Problem("config.json: decoder_sparse_step", "a positive integer", repr(step))
+        raise ConfigError("the model's sizes can't be read", [problem])
     return tuple(layer not in dense and (layer + 1) % step == 0 for layer in range(config["num_hidden_layers"]))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mcore.bridge.families.dense import dense_transformer_config
+from mcore.bridge.families.windows import no_windows
 from mcore.bridge.features import Features
 from mcore.bridge.rules import Copy, Family, GateUp, Qkv, VocabRows
 
@@ -24,6 +25,7 @@ def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def features(config: Mapping[str, Any]) -> Features:
     """What `TransformerConfig` has no field for: where norms stand, what they go over, how they round; o's bias."""
     return Features(
+        windows=no_windows(config),
         norm_placement="behind",
         norms_scale_in_fp32=True,
         qk_norm_over="projection",
@@ -53,6 +55,7 @@ RULES = (
 FAMILY = Family(
     name="olmo2",
     hf_architecture="Olmo2ForCausalLM",
+    hf_model_type="olmo2",
     rules=RULES,
     transformer_config=transformer_config,
     features=features,

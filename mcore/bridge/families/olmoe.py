@@ -10,9 +10,11 @@ from typing import Any
 
 from mcore.bridge.families.dense import dense_transformer_config
 from mcore.bridge.families.moe import expert_arguments, expert_sizes
+from mcore.bridge.families.windows import no_windows
 from mcore.bridge.features import Features
 from mcore.bridge.rules import Copy, Family, GateUp, Qkv, VocabRows
-from mcore.errors import ConfigError, Problem
+from mcore.errors import Problem
+from mcore.findings import refuse, together
 
 M, MA, MM = "decoder.layers.{L}.", "decoder.layers.{L}.self_attention.", "decoder.layers.{L}.mlp."
 MX = "decoder.layers.{L}.mlp.experts.experts."
@@ -32,13 +34,12 @@ def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
         for key in ("clip_qkv", "sliding_window")
         if config.get(key) is not None
     ]
-    if problems:
-        raise ConfigError("the model can't be expressed", problems)
     is_normalised = bool(config.get("norm_topk_prob", False))
-    return {
-        **dense_transformer_config(config, add_qkv_bias=bool(config.get("attention_bias"))),
-        **expert_arguments(config, sizes(config), is_normalised=is_normalised),
-    }
+    return together(
+        lambda: refuse(problems),
+        lambda: dense_transformer_config(config, add_qkv_bias=bool(config.get("attention_bias"))),
+        lambda: expert_arguments(config, sizes(config), is_normalised=is_normalised),
+    )
 
 
 def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,7 +49,11 @@ def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def features(config: Mapping[str, Any]) -> Features:
     """What `TransformerConfig` has no field for: norms over the projection, and a bias on o but none on the MLP."""
-    return Features(qk_norm_over="projection", attention_output_bias=True if config.get("attention_bias") else None)
+    return Features(
+        windows=no_windows(config),
+        qk_norm_over="projection",
+        attention_output_bias=True if config.get("attention_bias") else None,
+    )
 
 
 # fmt: off
@@ -74,6 +79,7 @@ RULES = (
 FAMILY = Family(
     name="olmoe",
     hf_architecture="OlmoeForCausalLM",
+    hf_model_type="olmoe",
     rules=RULES,
     transformer_config=transformer_config,
     sizes=sizes,

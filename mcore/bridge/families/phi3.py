@@ -46,6 +46,7 @@ RULES = (
 FAMILY = Family(
     name="phi3",
     hf_architecture="Phi3ForCausalLM",
+    hf_model_type="phi3",
     rules=RULES,
     transformer_config=transformer_config,
     features=features,

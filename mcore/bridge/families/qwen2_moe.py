@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from mcore.bridge.families.dense import dense_transformer_config
-from mcore.bridge.families.moe import expert_arguments, expert_sizes
-from mcore.bridge.families.windows import FULL, SLIDING, windows_by_layer_type
+from mcore.bridge.families.moe import expert_arguments, expert_sizes, qwen_moe_layers
+from mcore.bridge.families.windows import FULL, SLIDING, layers_with_windows, windows_by_layer_type
 from mcore.bridge.features import Features
 from mcore.bridge.rules import Copy, Family, GateUp, Qkv, VocabRows
-from mcore.errors import ConfigError, Problem
+from mcore.errors import Problem
+from mcore.findings import refuse, together
 
 M, MA, MM = "decoder.layers.{L}.", "decoder.layers.{L}.self_attention.", "decoder.layers.{L}.mlp."
 MX, MS = "decoder.layers.{L}.mlp.experts.experts.", "decoder.layers.{L}.mlp.shared_experts."
@@ -24,13 +25,15 @@ HX, HS = "model.layers.{L}.mlp.experts.{E}.", "model.layers.{L}.mlp.shared_exper
 
 def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of megatron's `TransformerConfig`."""
+    has_bias = bool(config.get("qkv_bias", True))
+    return together(lambda: dense_transformer_config(config, add_qkv_bias=has_bias), lambda: _experts(config))
+
+
+def _experts(config: Mapping[str, Any]) -> dict[str, Any]:
     own = sizes(config)
-    is_normalised = bool(config.get("norm_topk_prob", False))
-    arguments = dense_transformer_config(config, add_qkv_bias=bool(own["qkv_bias"]))
-    if experts := expert_arguments(config, own, is_normalised=is_normalised):
-        shared = {"moe_shared_expert_intermediate_size": own["shared_ffn"], "moe_shared_expert_gate": True}
-        arguments |= experts | shared
-    return arguments
+    experts = expert_arguments(config, own, is_normalised=bool(config.get("norm_topk_prob", False)))
+    shared = {"moe_shared_expert_intermediate_size": own["shared_ffn"], "moe_shared_expert_gate": True}
+    return experts and experts | shared
 
 
 def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,19 +42,25 @@ def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: Sizes are missing or no positive integers.
     """
-    shared_ffn = config.get("shared_expert_intermediate_size")
+    shared_ffn, problems = config.get("shared_expert_intermediate_size"), []
     if not isinstance(shared_ffn, int) or shared_ffn < 1:
-        problem = Problem("config.json: shared_expert_intermediate_size", "a positive integer", repr(shared_ffn))
-        raise ConfigError("the model's sizes can't be read", [problem])
-    experts = expert_sizes(config, experts=("num_experts",), moe_ffn="moe_intermediate_size")
-    return experts | {"shared_ffn": shared_ffn, "qkv_bias": bool(config.get("qkv_bias", True))}
+        text = "a positive integer"
+        problems.append(Problem("config.json: shared_expert_intermediate_size", text, repr(shared_ffn)))
+    return together(
+        lambda: refuse(problems, "the model's sizes can't be read"),
+        lambda: expert_sizes(config, experts=("num_experts",), moe_ffn="moe_intermediate_size"),
+        lambda: {"moe_layers": qwen_moe_layers(config)},
+        lambda: {"shared_ffn": shared_ffn, "qkv_bias": bool(config.get("qkv_bias", True))},
+    )
 
 
 def features(config: Mapping[str, Any]) -> Features:
     """What `TransformerConfig` has no field for: windows, by default in every other one of the first layers."""
     window = config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
-    end = config.get("max_window_layers", 28) if window is not None else 0
-    types = [SLIDING if layer % 2 == 0 and layer < end else FULL for layer in range(config["num_hidden_layers"])]
+    end = layers_with_windows(config, default=28)
+    types = [
+        SLIDING if layer % 2 == 0 and layer < end and window else FULL for layer in range(config["num_hidden_layers"])
+    ]
     return Features(windows=windows_by_layer_type(config, window=window, default=types))
 
 
@@ -81,6 +90,8 @@ RULES = (
 FAMILY = Family(
     name="qwen2_moe",
     hf_architecture="Qwen2MoeForCausalLM",
+    hf_model_type="qwen2_moe",
+    needed=("num_key_value_heads",),
     rules=RULES,
     transformer_config=transformer_config,
     sizes=sizes,

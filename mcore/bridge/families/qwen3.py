@@ -12,7 +12,8 @@ from mcore.bridge.families.dense import dense_transformer_config
 from mcore.bridge.families.windows import qwen_windows
 from mcore.bridge.features import Features
 from mcore.bridge.rules import Copy, Family, GateUp, Qkv, VocabRows
-from mcore.errors import ConfigError, Problem
+from mcore.errors import Problem
+from mcore.findings import refuse, together
 
 MA, MM = "decoder.layers.{L}.self_attention.", "decoder.layers.{L}.mlp."
 H, HA, HM = "model.layers.{L}.", "model.layers.{L}.self_attn.", "model.layers.{L}.mlp."
@@ -24,12 +25,14 @@ def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: `head_dim` is missing; transformers' default is 128, whatever the hidden size.
     """
+    problems = []
     if config.get("head_dim") is None:
-        raise ConfigError(
-            "the model's sizes can't be read",
-            [Problem("config.json: head_dim", "a number", "nothing", "Write it down; Qwen3's is 128.")],
-        )
-    return dense_transformer_config(config, add_qkv_bias=bool(config.get("attention_bias")), qk_layernorm=True)
+        problems.append(Problem("config.json: head_dim", "a number", "nothing", "Write it down; Qwen3's is 128."))
+    has_bias = bool(config.get("attention_bias"))
+    return together(
+        lambda: refuse(problems, "the model's sizes can't be read"),
+        lambda: dense_transformer_config(config, add_qkv_bias=has_bias, qk_layernorm=True),
+    )
 
 
 def features(config: Mapping[str, Any]) -> Features:
@@ -59,6 +62,8 @@ RULES = (
 FAMILY = Family(
     name="qwen3",
     hf_architecture="Qwen3ForCausalLM",
+    hf_model_type="qwen3",
+    needed=("num_key_value_heads",),
     rules=RULES,
     transformer_config=transformer_config,
     features=features,

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from mcore.bridge.families.dense import dense_transformer_config
-from mcore.bridge.families.moe import expert_arguments, expert_sizes
-from mcore.bridge.families.windows import windows_of_all
+from mcore.bridge.families.moe import expert_arguments, expert_sizes, qwen_moe_layers
+from mcore.bridge.families.windows import no_windows, windows_of_all
 from mcore.bridge.features import Features
 from mcore.bridge.rules import Copy, Family, GateUp, Qkv, VocabRows
+from mcore.findings import together
 
 M, MA, MM = "decoder.layers.{L}.", "decoder.layers.{L}.self_attention.", "decoder.layers.{L}.mlp."
 MX = "decoder.layers.{L}.mlp.experts.experts."
@@ -23,21 +24,25 @@ HX = "model.layers.{L}.mlp.experts.{E}."
 def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of megatron's `TransformerConfig`."""
     is_normalised = bool(config.get("norm_topk_prob", False))
-    return {
-        **dense_transformer_config(config, add_qkv_bias=bool(config.get("attention_bias")), qk_layernorm=True),
-        **expert_arguments(config, sizes(config), is_normalised=is_normalised),
-    }
+    has_bias = bool(config.get("attention_bias"))
+    return together(
+        lambda: dense_transformer_config(config, add_qkv_bias=has_bias, qk_layernorm=True),
+        lambda: expert_arguments(config, sizes(config), is_normalised=is_normalised),
+    )
 
 
 def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     """Sizes that the table names. transformers has renamed the number of experts."""
-    return expert_sizes(config, experts=("num_experts", "num_local_experts"), moe_ffn="moe_intermediate_size")
+    return together(
+        lambda: expert_sizes(config, experts=("num_experts", "num_local_experts"), moe_ffn="moe_intermediate_size"),
+        lambda: {"moe_layers": qwen_moe_layers(config)},
+    )
 
 
 def features(config: Mapping[str, Any]) -> Features:
     """What `TransformerConfig` has no field for: a window for all layers, and a bias on o but none on the MLP."""
     return Features(
-        windows=windows_of_all(config, default=4096) if config.get("use_sliding_window") else (),
+        windows=(windows_of_all(config, default=4096) if config.get("use_sliding_window") else no_windows(config)),
         attention_output_bias=True if config.get("attention_bias") else None,
     )
 
@@ -68,6 +73,8 @@ RULES = (
 FAMILY = Family(
     name="qwen3_moe",
     hf_architecture="Qwen3MoeForCausalLM",
+    hf_model_type="qwen3_moe",
+    needed=("num_key_value_heads",),
     rules=RULES,
     transformer_config=transformer_config,
     sizes=sizes,

@@ -69,6 +69,33 @@ def windows_by_layer_type(config: Mapping[str, Any], *, window: int | None, defa
     return tuple(window if kind == SLIDING else None for kind in types) if SLIDING in types else ()
 
 
+def no_windows(config: Mapping[str, Any]) -> Windows:
+    """None in any layer, of a family that has no windows in transformers.
+
+    Raises:
+        ConfigError: `layer_types` asks for them; transformers fails or ignores it, and vLLM may not.
+    """
+    if odd := sorted(set(config.get("layer_types") or ()) - {FULL}):
+        raise ConfigError(
+            "the model's attention windows can't be told",
+            [Problem("config.json: layer_types", f"{FULL} in every layer", ", ".join(odd))],
+        )
+    return ()
+
+
+def layers_with_windows(config: Mapping[str, Any], *, default: int) -> int:
+    """`max_window_layers`, which counts where `layer_types` are missing.
+
+    Raises:
+        ConfigError: It is no number.
+    """
+    number = config.get("max_window_layers", default)
+    if not isinstance(number, int):
+        problem = Problem("config.json: max_window_layers", "a number of layers", repr(number))
+        raise ConfigError("the model's attention windows can't be told", [problem])
+    return number
+
+
 def qwen_windows(config: Mapping[str, Any]) -> Windows:
     """Windows of Qwen2 and Qwen3: `use_sliding_window` switches them on, in layers from `max_window_layers` on.
 
@@ -76,7 +103,7 @@ def qwen_windows(config: Mapping[str, Any]) -> Windows:
         ConfigError: As `windows_by_layer_type`.
     """
     window = config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
-    first = config.get("max_window_layers", 28)
+    first = layers_with_windows(config, default=28)
     default = [
         SLIDING if window is not None and layer >= first else FULL for layer in range(config["num_hidden_layers"])
     ]
