@@ -107,7 +107,7 @@ def test_a_gate_that_says_no_leaves_the_former_model_published(here, finished):
 
 def test_adapters_go_the_whole_line_and_lie_beside_the_merged_weights(workspace, finished):
     lora = {"tuner_type": "lora", "train_iters": 6, "save_steps": 3, "lora_dropout": 0.1}
-    result = workspace.run(raw_run(name="tiny-lora", train=lora, evaluate=None))
+    result = workspace.run(raw_run(train=lora, evaluate=None) | {"name": "tiny-lora"})
     assert made(result["outcomes"]) == ["train", "select", "export", "verify_export"]  # the base is there
     assert json.loads((path_of(result, "verify_export") / "report.json").read_text())["passed"] is True
     names = {path.name for path in (Path(result["model"]) / "adapter").iterdir()}
