@@ -92,7 +92,7 @@ def test_all_problems_at_once(model, files):
         evaluate(settings, files / "out")
     found = [str(problem) for problem in caught.value.problems]
     assert len(found) == 4
-    for words in ("max_position_embeddings", "out: expected no such folder", "data.model_name", "rows.jsonl:2"):
+    for words in ("max_position_embeddings", "out: expected no such folder", "--model-name", "rows.jsonl:2"):
         assert any(words in problem for problem in found), (words, found)
 
 

@@ -42,7 +42,7 @@ def test_both_kinds_give_the_same_model(folder: Path) -> None:
                     backend="torch",
                 )
             )
-            base.fill(models[-1])
+            base.fill([models[-1]])
     for (name, one), (_, other) in zip(*(model.named_parameters() for model in models), strict=True):
         assert torch.equal(one, other), name
 
@@ -74,4 +74,4 @@ def test_weights_of_another_model_are_named(folder: Path) -> None:
             backend="torch",
         )
         with pytest.raises(WeightPlanError, match=r"q_norm\.weight"):
-            base.fill(model)
+            base.fill([model])

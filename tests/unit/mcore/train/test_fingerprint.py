@@ -8,7 +8,7 @@ import pytest
 
 from configs.schema.train import TrainConfig
 from mcore.errors import ConfigError
-from mcore.train.fingerprint import FIELDS, LORA_FIELDS, claim, fingerprint, weights_digest
+from mcore.train.fingerprint import EXPERT_FIELDS, FIELDS, LORA_FIELDS, claim, fingerprint, weights_digest
 from mcore.train.schedule import Schedule
 
 MAY_DIFFER = {
@@ -16,6 +16,12 @@ MAY_DIFFER = {
     "tensor_model_parallel_size",
     "pipeline_model_parallel_size",
     "sequence_parallel",
+    "context_parallel_size",
+    "expert_model_parallel_size",
+    "expert_tensor_parallel_size",
+    "virtual_pipeline_model_parallel_size",
+    "decoder_first_pipeline_num_layers",
+    "decoder_last_pipeline_num_layers",
     "micro_batch_size",
     "cross_entropy_chunk_tokens",
     "gradient_accumulation_fusion",
@@ -39,9 +45,9 @@ def mark(base: Path, data: str = "d", **fields: Any) -> dict[str, Any]:
 
 
 def test_every_field_of_training_is_either_in_the_fingerprint_or_named_as_free() -> None:
-    of_adapters = {*LORA_FIELDS, "target_modules", "adapter_load"}
-    assert set(FIELDS) | of_adapters | MAY_DIFFER | RESOLVED == set(TrainConfig.model_fields)
-    assert not set(FIELDS) & (MAY_DIFFER | RESOLVED | of_adapters)
+    of_some_runs = {*LORA_FIELDS, "target_modules", "adapter_load", *EXPERT_FIELDS}
+    assert set(FIELDS) | of_some_runs | MAY_DIFFER | RESOLVED == set(TrainConfig.model_fields)
+    assert not set(FIELDS) & (MAY_DIFFER | RESOLVED | of_some_runs)
 
 
 def test_adapters_are_told_apart_by_their_settings_and_by_what_they_start_from(base: Path, tmp_path: Path) -> None:
