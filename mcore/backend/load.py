@@ -11,14 +11,16 @@ import torch.distributed as dist
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 from megatron.core.models.gpt import GPTModel
+from torch import Tensor
 
 from mcore.backend.meta import ShardedShape
 from mcore.bridge.dist_dialects import EMBEDDING, read_weights, respell
 from mcore.bridge.dist_files import DistTensor, read_dist_tensors
+from mcore.bridge.finite import is_finite
 from mcore.errors import CheckpointError, Problem
 from mcore.progress import say
 
-T = TypeVar("T", str, tuple[str, tuple[int, ...], str])
+T = TypeVar("T", str, tuple[str, str], tuple[str, tuple[int, ...], str])
 
 
 def load_weights(model: GPTModel | Sequence[GPTModel], iteration_dir: Path) -> None:
@@ -33,7 +35,7 @@ def load_weights(model: GPTModel | Sequence[GPTModel], iteration_dir: Path) -> N
 
     Raises:
         CheckpointError: The folder is not complete; or weights are missing, unexpected, misshapen, no floating-point
-            numbers, or NaN. Names all of them, the same on every rank.
+            numbers, not finite, or too large for the model's dtype. Names all of them, the same on every rank.
         WeightPlanError: Weights that lie in several parts are not whole (`mcore.bridge.dist_dialects.read_weights`).
     """
     models = [model] if isinstance(model, torch.nn.Module) else list(model)
@@ -43,11 +45,17 @@ def load_weights(model: GPTModel | Sequence[GPTModel], iteration_dir: Path) -> N
     if problems := _differences(wanted, saved):
         raise CheckpointError(f"{iteration_dir} does not hold this model", problems)
     say_what_is_lost(tensors, {key: getattr(torch, tensor.dtype) for key, tensor in saved.items()})
+    too_large = []
     with torch.no_grad():
         for tensor in tensors:
             part = saved[tensor.key].read_box(tensor.global_offset, stacked_sizes(tensor))
             tensor.data.copy_(part.reshape(tensor.local_shape))
-    refuse_nan(models, iteration_dir)
+            if overflows(part, tensor.data):
+                stacked = list(tensor.global_offset[: tensor.prepend_axis_num])
+                name = f"{tensor.key}, number {', '.join(map(str, stacked))}" if stacked else tensor.key
+                too_large.append((name, str(tensor.dtype).removeprefix("torch.")))
+    refuse_overflow(too_large, iteration_dir)
+    refuse_not_finite(models, iteration_dir)
 
 
 def padded_vocab_size(iteration_dir: Path) -> int:
@@ -80,16 +88,43 @@ def over_all_ranks(tensors: Iterable[ShardedTensor]) -> dict[str, ShardedShape]:
     return {key: ShardedShape(shape, getattr(torch, dtype.removeprefix("torch."))) for key, shape, dtype in _union(own)}
 
 
-def refuse_nan(models: Sequence[torch.nn.Module], source: Path) -> None:
+def overflows(stored: Tensor, held: Tensor) -> bool:
+    """Whether finite numbers became infinite when they were cast to the dtype of `held`."""
+    if torch.finfo(stored.dtype).max <= torch.finfo(held.dtype).max:
+        return False
+    return not is_finite(held) and is_finite(stored)
+
+
+def refuse_overflow(too_large: Iterable[tuple[str, str]], source: Path) -> None:
+    """Check what was cast; all ranks call it.
+
+    Args:
+        too_large: This rank's tensors that `overflows` tells of, each with its dtype in the model.
+        source: Where they come from.
+
+    Raises:
+        CheckpointError: There are some on any rank; the same on every rank.
+    """
+    problems = [
+        Problem(
+            name, f"numbers up to {torch.finfo(getattr(torch, dtype)).max:g}, the largest of {dtype}", "larger ones"
+        )
+        for name, dtype in _union(list(too_large))
+    ]
+    if problems:
+        raise CheckpointError(f"{source} holds weights that are too large for the model's dtype", problems)
+
+
+def refuse_not_finite(models: Sequence[torch.nn.Module], source: Path) -> None:
     """Check what was loaded; all ranks call it.
 
     Raises:
-        CheckpointError: Something is NaN; the same on every rank.
+        CheckpointError: Something is NaN or infinite; the same on every rank.
     """
     everything = [named for model in models for named in (*model.named_parameters(), *model.named_buffers())]
-    nan = [name for name, tensor in everything if tensor.isnan().any()]
-    if problems := [Problem(name, "numbers", "NaN") for name in _union(nan)]:
-        raise CheckpointError(f"{source} holds weights that are no numbers", problems)
+    wrong = [name for name, tensor in everything if tensor.is_floating_point() and not is_finite(tensor)]
+    if problems := [Problem(name, "finite numbers", "NaN or infinity") for name in _union(wrong)]:
+        raise CheckpointError(f"{source} holds weights that are no finite numbers", problems)
 
 
 def say_what_is_lost(tensors: Iterable[ShardedTensor], dtypes: Mapping[str, torch.dtype]) -> None:

@@ -41,8 +41,15 @@ from mcore.errors import ConfigError, Problem
 Backend = Literal["torch", "transformer_engine"]
 
 
-def resolve_backend(backend: Literal["auto", "torch", "transformer_engine"]) -> Backend:
+def resolve_backend(
+    backend: Literal["auto", "torch", "transformer_engine"], features: Features | None = None
+) -> Backend:
     """The backend that `auto` stands for on this machine; a named one is checked and given back.
+
+    Args:
+        backend: As a run names it.
+        features: Of the model: `auto` is torch for one that Transformer Engine's layers can't be built for. None asks
+            about the machine alone.
 
     Raises:
         ConfigError: Transformer Engine is asked for, and this machine can't run it.
@@ -53,7 +60,7 @@ def resolve_backend(backend: Literal["auto", "torch", "transformer_engine"]) -> 
     if importlib.util.find_spec("transformer_engine") is None:
         problems.append(Problem("transformer_engine", "an installed package", "none"))
     if backend == "auto":
-        return "torch" if problems else "transformer_engine"
+        return "torch" if problems or (features is not None and engine_lacks(features)) else "transformer_engine"
     if backend == "transformer_engine" and problems:
         raise ConfigError("backend: transformer_engine can't run here", [*problems, Problem("Set backend: torch.")])
     return backend
@@ -171,11 +178,6 @@ def output_linear(features: Features, *, has_bias: bool | None = None) -> Module
     return ModuleSpec(module=OutputLinear, params={"has_bias": has_bias, "post_layernorm": post_layernorm})
 
 
-def _input_linear(has_bias: bool | None, *args: Any, bias: bool, **kwargs: Any) -> ColumnParallelLinear:
-    """The first linear layer of attention. `has_bias` is whether it has a bias, where megatron's config is wrong."""
-    return ColumnParallelLinear(*args, bias=bias if has_bias is None else has_bias, **kwargs)
-
-
 def _projection_norm(features: Features, num_heads: int) -> ModuleSpec:
     params = {"num_heads": num_heads, "scale_in_fp32": features.norms_scale_in_fp32}
     return ModuleSpec(module=ProjectionRMSNorm, params=params)
@@ -195,6 +197,15 @@ ON_TOP_OF_ANY_LAYER = (
 Transformer Engine does in its own way anyhow."""
 
 
+def engine_lacks(features: Features) -> list[str]:
+    """Names of the features that keep a model from being built of Transformer Engine's layers."""
+    return [
+        field.name
+        for field in dataclasses.fields(features)
+        if field.name not in ON_TOP_OF_ANY_LAYER and getattr(features, field.name) != field.default
+    ]
+
+
 def refuse_what_engine_lacks(features: Features) -> None:
     """Nothing that a layer has is built with Transformer Engine but what megatron-core's config can say.
 
@@ -202,9 +213,8 @@ def refuse_what_engine_lacks(features: Features) -> None:
         ConfigError: The model has such a feature. Names all of them.
     """
     problems = [
-        Problem(f"feature {field.name}", "none with transformer_engine", repr(getattr(features, field.name)))
-        for field in dataclasses.fields(features)
-        if field.name not in ON_TOP_OF_ANY_LAYER and getattr(features, field.name) != field.default
+        Problem(f"feature {name}", "none with transformer_engine", repr(getattr(features, name)))
+        for name in engine_lacks(features)
     ]
     if problems:
         raise ConfigError(

@@ -6,13 +6,14 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from mcore.bridge.adapters import FOLDER as ADAPTER_FOLDER
 from mcore.bridge.adapters import SavedAdapters, weights_and_adapters
@@ -20,6 +21,7 @@ from mcore.bridge.dist_dialects import EMBEDDING, read_weights
 from mcore.bridge.dist_files import DistTensor
 from mcore.bridge.dist_writer import bytes_of
 from mcore.bridge.families import dims_of, family_of_config
+from mcore.bridge.finite import is_finite
 from mcore.bridge.hf_config import CONFIG_FILE, HF_FOLDER, copy_small_files, exported_config, read_hf_config
 from mcore.bridge.hf_tensors import part_name
 from mcore.bridge.hf_writer import (
@@ -33,6 +35,7 @@ from mcore.bridge.hf_writer import (
 from mcore.bridge.plan import Described, Plan, Step, mcore_shapes_of, plan_export
 from mcore.bridge.spans import SpanReader
 from mcore.bridge.workers import Piece, divide, do_all
+from mcore.errors import ConversionError, Problem
 from mcore.folders import refuse_existing, refuse_too_little_room, whole_folder
 from mcore.progress import Advance, progress, say
 from mcore.select import select_checkpoint
@@ -72,6 +75,7 @@ def export(
 
     Raises:
         CheckpointError: The checkpoint is missing, not complete or damaged.
+        ConversionError: Weights are too large for `torch_dtype`; names all of them.
         InputError: `hf` is missing (SourceError), or weights and config do not fit (ConfigError, WeightPlanError).
     """
     start = time.monotonic()
@@ -98,7 +102,9 @@ def export(
         pieces = divide(_pieces(plan, tensors), num_workers)
         with progress("export", sum(piece.num_bytes for share in pieces for piece in share), "bytes") as advance:
             tasks = [partial(_write_pieces, places, plan, tensors, adapters, share) for share in pieces]
-            refuse_gaps(places, do_all(tasks, advance))
+            written, too_large = zip(*do_all(tasks, advance), strict=True)
+        _refuse_overflow(set().union(*too_large), specs)
+        refuse_gaps(places, written)
         if adapters is not None:
             adapters.write(folder / ADAPTER_FOLDER, vocab_size=dims.vocab)
         metrics = {
@@ -161,16 +167,18 @@ def _write_pieces(
     adapters: SavedAdapters | None,
     pieces: Sequence[Piece],
     advance: Advance,
-) -> Counter[str]:
+) -> tuple[Counter[str], set[str]]:
+    """Write a share of the work: bytes written of each tensor, and tensors with numbers that their dtype lacks."""
     writer = SafetensorsWriter(places)
+    too_large: set[str] = set()
     with SpanReader() as reader:
         for piece in pieces:
             stored = tensors[piece.step.mcore_key]
             of_step = adapters if adapters is not None and adapters.touch(piece.step) else None
-            if of_step is not None or not _copy(writer, reader, piece, stored, plan, places):
-                _compute(writer, piece, stored, plan, places, of_step)
+            if of_step is not None or not _copy(writer, reader, piece, stored, plan, places, too_large):
+                _compute(writer, piece, stored, plan, places, of_step, too_large)
             advance(piece.num_bytes)
-    return writer.close()
+    return writer.close(), too_large
 
 
 def _copy(
@@ -180,6 +188,7 @@ def _copy(
     stored: DistTensor,
     plan: Plan,
     places: Mapping[str, Place],
+    too_large: set[str],
 ) -> bool:
     """Copy a piece's bytes as they are, or cast. False, and nothing is done, if they do not lie row by row."""
     step, rows = piece.step, piece.rows
@@ -192,17 +201,36 @@ def _copy(
     for run, of_run in zip(runs, spans, strict=True):
         name, first_row = target(step, plan, run.part, run.hf_row)
         spec = places[name].spec
-        blocks = _cast(reader.blocks(of_run or ()), stored.dtype, spec.dtype)
+        blocks = _cast(reader.blocks(of_run or ()), stored.dtype, spec.dtype, partial(too_large.add, name))
         num_values = math.prod(step.rule.mcore_shape(plan.dims)[1:])
         writer.write_blocks(name, first_row * num_values * getattr(torch, spec.dtype).itemsize, blocks)
     return True
 
 
-def _cast(blocks: Iterable[memoryview], stored: str, written: str) -> Iterable[memoryview]:
+def _cast(blocks: Iterable[memoryview], stored: str, written: str, note: Callable[[], object]) -> Iterable[memoryview]:
+    """The blocks in another dtype. `note` is called where a number is too large for it."""
     if stored == written:
         return blocks
     source, target = getattr(torch, stored), getattr(torch, written)
-    return (bytes_of(torch.frombuffer(block, dtype=source).to(target)) for block in blocks)
+    return (bytes_of(_rounded(torch.frombuffer(block, dtype=source), target, note)) for block in blocks)
+
+
+def _rounded(tensor: Tensor, dtype: torch.dtype, note: Callable[[], object]) -> Tensor:
+    rounded = tensor.to(dtype)
+    if rounded is not tensor and not is_finite(rounded) and is_finite(tensor):
+        note()
+    return rounded
+
+
+def _refuse_overflow(names: set[str], specs: Mapping[str, TensorSpec]) -> None:
+    if names:
+        raise ConversionError(
+            "weights are too large for the dtype that is to be written",
+            [
+                Problem(f"hf {name}", f"numbers that {specs[name].dtype} has", "larger ones", "Set export.torch_dtype.")
+                for name in sorted(names)
+            ],
+        )
 
 
 def _compute(
@@ -212,24 +240,31 @@ def _compute(
     plan: Plan,
     places: Mapping[str, Place],
     adapters: SavedAdapters | None,
+    too_large: set[str],
 ) -> None:
     """For what lies scattered on either side, or has adapters: a piece is put together in memory first."""
     step, rows = piece.step, piece.rows
     dtype = getattr(torch, places[part_name(step.hf_names[0]).tensor].spec.dtype)
     tensor = stored.read_rows(step.index, rows)
-    if adapters is None:
-        tensor = tensor.to(dtype)
+
+    def written(number: int, hf_rows: slice, of_part: Tensor) -> Tensor:
+        name = step.hf_names[number]
+        note = partial(too_large.add, part_name(name).tensor)
+        if adapters is None:
+            return _rounded(of_part, dtype, note)
+        merged = adapters.merged(name, hf_rows, of_part, dtype)
+        if not is_finite(merged) and is_finite(of_part):
+            note()
+        return merged
+
     if goes_by_rows(step, plan):
         for number, hf_rows, of_part in step.rule.hf_pieces(tensor, plan.dims, rows.start):
             name, first_row = target(step, plan, number, hf_rows.start)
-            if adapters is not None:
-                of_part = adapters.merged(step.hf_names[number], hf_rows, of_part, dtype)
-            writer.write_rows(name, first_row, of_part)
+            writer.write_rows(name, first_row, written(number, hf_rows, of_part))
         return
-    for name, whole in zip(step.hf_names, step.rule.to_hf(tensor, plan.dims), strict=True):
-        part = part_name(name)
-        if adapters is not None:
-            whole = adapters.merged(name, slice(0, whole.shape[0]), whole, dtype)
+    for number, whole in enumerate(step.rule.to_hf(tensor, plan.dims)):
+        part = part_name(step.hf_names[number])
+        whole = written(number, slice(0, whole.shape[0]), whole)
         of_part = whole.T.contiguous() if part.transposed else whole
         writer.write_rows(part.tensor, (part.index or 0) * of_part.shape[0], of_part)
 

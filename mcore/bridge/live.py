@@ -19,13 +19,21 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_repl
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
-from mcore.backend.load import model_tensors, over_all_ranks, refuse_nan, say_what_is_lost, stacked_sizes
+from mcore.backend.load import (
+    model_tensors,
+    over_all_ranks,
+    refuse_not_finite,
+    refuse_overflow,
+    say_what_is_lost,
+    stacked_sizes,
+)
 from mcore.backend.meta import CheckpointContent
 from mcore.backend.parallel import on_rank_0
 from mcore.bridge.check import check
 from mcore.bridge.dist_dialects import EMBEDDING
+from mcore.bridge.finite import is_finite
 from mcore.bridge.hf_files import open_tensor
-from mcore.bridge.plan import Step
+from mcore.bridge.plan import Plan, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +66,7 @@ def load_safetensors(models: Sequence[GPTModel], hf: Path) -> Mapping[str, Any]:
 
     Raises:
         InputError: The folder does not hold this model; everything that `convert` would say, the same on every rank.
-        CheckpointError: Weights are NaN.
+        CheckpointError: Weights are not finite, or too large for the model's dtype; names all, the same on every rank.
     """
     tensors = [tensor for model in models for tensor in model_tensors(model)]
     content = CheckpointContent(over_all_ranks(tensors), ())
@@ -66,13 +74,29 @@ def load_safetensors(models: Sequence[GPTModel], hf: Path) -> Mapping[str, Any]:
     checked = on_rank_0(lambda: check(hf, make_vocab_size_divisible_by=padded_vocab, content=content))
     plan = checked.plan
     say_what_is_lost(tensors, {step.mcore_key: getattr(torch, plan.hf[step.hf_names[0]].dtype) for step in plan.steps})
+    too_large = []
     with torch.no_grad():
         for part in parts_of(tensors, plan.steps):
             sources = [_Columns(open_tensor(plan.hf[name]), part.columns) for name in part.step.hf_names]
             part.data.zero_()  # rows of padding stay so
             part.step.rule.fill_mcore(part.data, sources, plan.dims, part.rows.start)
-    refuse_nan(models, hf)
+            too_large += _too_large(part, plan)
+    refuse_overflow(too_large, hf)
+    refuse_not_finite(models, hf)
     return checked.config
+
+
+def _too_large(part: Part, plan: Plan) -> list[tuple[str, str]]:
+    """Hugging Face tensors whose finite numbers the model's dtype turned into infinities, and that dtype."""
+    stored = getattr(torch, plan.hf[part.step.hf_names[0]].dtype)
+    if torch.finfo(stored).max <= torch.finfo(part.data.dtype).max or is_finite(part.data):
+        return []
+    found = []
+    for name, shape in zip(part.step.hf_names, part.step.rule.hf_shapes(plan.dims), strict=True):
+        whole = open_tensor(plan.hf[name])[0 : shape[0]]
+        if is_finite(whole) and not is_finite(whole.to(part.data.dtype)):
+            found.append((f"hf {name}", str(part.data.dtype).removeprefix("torch.")))
+    return found
 
 
 def parts_of(tensors: Iterable[ShardedTensor], steps: Sequence[Step]) -> Iterator[Part]:

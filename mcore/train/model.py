@@ -19,7 +19,7 @@ from configs.schema.train import TrainConfig
 from mcore.backend.layout import Layout
 from mcore.backend.model import build_model
 from mcore.backend.specs import Backend, resolve_backend
-from mcore.bridge.families import dims_of
+from mcore.bridge.families import dims_of, family_of_config
 from mcore.errors import Problem
 from mcore.train import adam
 from mcore.train.base import Base
@@ -105,7 +105,7 @@ def build_training(
         InputError, CheckpointError: The base does not hold the model.
     """
     dtype = DTYPES[config.torch_dtype]
-    backend = resolve_backend(config.backend)
+    backend = resolve_backend(config.backend, family_of_config(base.hf_config).features(base.hf_config))
     fusion = config.gradient_accumulation_fusion
     has_experts = any(dims_of(base.hf_config).moe_layers)
     num_parts = layout.virtual_pipeline_model_parallel_size

@@ -13,8 +13,9 @@ from configs.schema.run import RunConfig
 from configs.schema.train import TrainConfig
 from mcore.backend import parallel
 from mcore.backend.layout import Layout
-from mcore.backend.specs import resolve_backend
+from mcore.backend.specs import engine_lacks, resolve_backend
 from mcore.bridge.adapters import CONFIG as ADAPTER_CONFIG
+from mcore.bridge.families import family_of_config
 from mcore.errors import ConfigError, Problem
 from mcore.folders import write_durably
 from mcore.progress import say
@@ -99,8 +100,12 @@ def _check(config: TrainConfig, layout: Layout, base: Base) -> None:
     problems = layout.problems(base.hf_config, padded_vocab_size=base.padded_vocab_size)
     problems += layout.training_problems(base.hf_config)
     problems += balancing_problems(config, base.hf_config)
-    problems += engine_problems(config, resolve_backend(config.backend))
-    problems += adapter_problems(config, base.hf_config, resolve_backend(config.backend))
+    features = family_of_config(base.hf_config).features(base.hf_config)
+    backend = resolve_backend(config.backend, features)
+    if config.backend == "auto" and backend != resolve_backend("auto"):
+        _say(f"train: backend torch, as Transformer Engine's layers have no {', '.join(engine_lacks(features))}")
+    problems += engine_problems(config, backend)
+    problems += adapter_problems(config, base.hf_config, backend)
     samples = config.micro_batch_size * parallel_state.get_data_parallel_world_size() * config.interleaved_stages
     if config.global_batch_size % samples:
         problems.append(

@@ -88,7 +88,11 @@ def load_hf_model(hf: Path, device: torch.device, dtype: torch.dtype = torch.flo
 def hf_traces(
     model: Any, prompts: Sequence[Prompt], device: torch.device, *, with_points: bool = True
 ) -> Iterator[Trace]:
-    """Run a transformers model on every prompt. `with_points` False keeps the logits only."""
+    """Run a transformers model on every prompt. `with_points` False keeps the logits only.
+
+    Raises:
+        ConfigError: The model can't run.
+    """
     base = model.base_model
     modules = {"embedding": base.embed_tokens}
     for number, layer in enumerate(base.layers):
@@ -106,13 +110,25 @@ def hf_traces(
             _outputs_of((modules if with_points else {}) | heads, _hf_hidden) as points,
             _outputs_of({"last": base.norm}, _hf_hidden) as hidden,
         ):
-            logits = model(input_ids=ids_BS, use_cache=False).logits
+            logits = _hf_logits(model, ids_BS)
             hidden_BSH = hidden["last"][None].to(ids_BS.device, logits.dtype)
             further = [_kept(of_depth[0]) for of_depth in hf_further_logits(model, ids_BS, hidden_BSH)]
         if heads:
             yield Trace(prompt, points, torch.cat([points.pop(HEAD), _kept(logits)]))
         else:
             yield Trace(prompt, points, torch.cat([_kept(logits[0]), *further]))
+
+
+def _hf_logits(model: Any, ids_BS: Tensor) -> Tensor:
+    try:
+        logits: Tensor = model(input_ids=ids_BS, use_cache=False).logits
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as exc:  # a config that loads may still make a model that can't run
+        text = f"{type(exc).__name__}: {exc}"[:500]
+        problem = Problem(f"transformers' {type(model).__name__}", "logits of a prompt", text)
+        raise ConfigError("transformers can't run the model", [problem]) from exc
+    return logits
 
 
 def mcore_traces(

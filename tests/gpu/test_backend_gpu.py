@@ -28,6 +28,7 @@ from mcore.backend.load import load_weights
 from mcore.backend.model import build_model
 from mcore.backend.parallel import parallel_processes
 from mcore.backend.specs import Backend, resolve_backend
+from mcore.bridge.features import Features
 from tests.tiny_models import MODELS, PADDED_VOCAB_SIZE, SIZES, fill, mcore_tensors, tiny_hf_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -157,6 +158,7 @@ def test_checkpoints_pass_from_one_backend_to_the_other(
 @pytest.mark.skipif(not HAVE_TE, reason="needs transformer_engine")
 def test_auto_is_transformer_engine_where_it_imports() -> None:
     assert resolve_backend("auto") == "transformer_engine"
+    assert resolve_backend("auto", Features(windows=(4, None))) == "torch"
 
 
 def test_a_plan_on_the_meta_device_leaves_the_gpu_alone() -> None:

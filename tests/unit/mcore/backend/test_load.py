@@ -84,10 +84,12 @@ def checkpoints(told: CheckpointContent, tmp_path_factory: pytest.TempPathFactor
         output = faulty["output_layer.weight"]
         faulty[output.key] = ShardedTensor.from_rank_offsets(output.key, torch.ones(384, 64, dtype=torch.int8))
         faults = save(root / "faults", {"model": faulty})
-        with torch.no_grad():
-            model.decoder.layers[2].mlp.linear_fc2.weight[1, 1] = torch.nan
-        nan = save(root / "nan", {"model": model.sharded_state_dict()})
-    return {"base": base, "training": training, "faults": faults, "nan": nan}
+        damaged = {}
+        for name, number in (("nan", torch.nan), ("infinity", -torch.inf), ("large", 1e6)):
+            with torch.no_grad():
+                model.decoder.layers[2].mlp.linear_fc2.weight[1, 1] = number
+            damaged[name] = save(root / name, {"model": model.sharded_state_dict()})
+    return {"base": base, "training": training, "faults": faults, **damaged}
 
 
 def assert_same_weights(found: torch.nn.Module, expected: torch.nn.Module) -> None:
@@ -148,11 +150,22 @@ def test_another_model_is_refused_and_the_weights_stay_untouched(checkpoints: di
     assert all(parameter.isnan().all() for parameter in model.parameters())
 
 
-def test_nan_in_a_checkpoint_does_not_pass(checkpoints: dict[str, Path]) -> None:
+@pytest.mark.parametrize("kind", ["nan", "infinity"])
+def test_what_is_not_finite_in_a_checkpoint_does_not_pass(checkpoints: dict[str, Path], kind: str) -> None:
     with pytest.raises(CheckpointError) as caught:
-        load_weights(empty_model(), checkpoints["nan"])
+        load_weights(empty_model(), checkpoints[kind])
     assert [str(problem) for problem in caught.value.problems] == [
-        "decoder.layers.2.mlp.linear_fc2.weight: expected numbers, found NaN"
+        "decoder.layers.2.mlp.linear_fc2.weight: expected finite numbers, found NaN or infinity"
+    ]
+
+
+def test_numbers_that_are_too_large_for_the_models_dtype_are_named(checkpoints: dict[str, Path]) -> None:
+    load_weights(empty_model(), checkpoints["large"])
+    with pytest.raises(CheckpointError, match="too large") as caught:
+        load_weights(empty_model(params_dtype=torch.float16), checkpoints["large"])
+    assert [str(problem) for problem in caught.value.problems] == [
+        "decoder.layers.mlp.linear_fc2.weight, number 2: expected numbers up to 65504, the largest of float16, "
+        "found larger ones"
     ]
 
 

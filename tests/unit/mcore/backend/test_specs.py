@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-import pytest
+import importlib.util
 
-from mcore.backend.specs import refuse_what_engine_lacks, resolve_backend
+import pytest
+import torch
+
+from mcore.backend.specs import engine_lacks, refuse_what_engine_lacks, resolve_backend
 from mcore.bridge.features import Features
 from mcore.errors import ConfigError
 
 
 def test_auto_is_torch_without_cuda() -> None:
     assert resolve_backend("auto") == resolve_backend("torch") == "torch"
+
+
+def test_auto_is_torch_for_what_engine_layers_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that has both; a real one is in tests/gpu."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    gemma, llama = Features(windows=(4, None), embedding_scale=8.0), Features(logit_softcap=30.0)
+    assert engine_lacks(gemma) == ["windows"]
+    assert resolve_backend("auto") == resolve_backend("auto", llama) == "transformer_engine"
+    assert resolve_backend("auto", gemma) == "torch"
+    assert resolve_backend("transformer_engine", gemma) == "transformer_engine"  # refused where layers are built
 
 
 def test_transformer_engine_is_refused_with_everything_it_lacks() -> None:

@@ -4,6 +4,7 @@ from mcore.verify.lengths import unreached_lengths
 from mcore.verify.mutants.tiny_models import tiny_config
 
 CLASSES = {"mistral": "MistralForCausalLM", "phi3": "Phi3ForCausalLM", "llama": "LlamaForCausalLM"}
+CLASSES["ministral3"] = "Ministral3ForCausalLM"
 
 
 @pytest.mark.parametrize(
@@ -14,6 +15,8 @@ CLASSES = {"mistral": "MistralForCausalLM", "phi3": "Phi3ForCausalLM", "llama": 
         ("phi3", 16, ("the longrope frequencies beyond 16 tokens",)),
         ("phi3", 17, ()),
         ("llama", 2, ()),
+        ("ministral3", 16, ("queries that grow beyond 16 tokens",)),
+        ("ministral3", 17, ()),
     ],
 )
 def test_what_prompts_are_too_short_for_is_named(family, num_tokens, expected):

@@ -166,3 +166,17 @@ def test_a_model_in_bfloat16_is_also_compared_by_its_noise(tmp_path):
     with pytest.raises(PrecisionError, match=r"logits in bfloat16.*ratio .*gate 0\.5"):
         noisier.raise_if_failed()
     assert verify(hf, tmp_path / "mcore", tmp_path / "off", dtype="float32").noise is None
+
+
+def test_a_model_that_transformers_loads_and_can_not_run_is_named(qwen3, tmp_path):
+    hf = tmp_path / "hf"
+    hf.mkdir()
+    for path in qwen3.hf.iterdir():
+        (hf / path.name).write_bytes(path.read_bytes())
+    config = json.loads((hf / "config.json").read_text())
+    config["layer_types"] = ["sliding_attention"] * config["num_hidden_layers"]
+    (hf / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="transformers can't run the model") as caught:
+        verify(hf, qwen3.mcore, tmp_path / "out")
+    assert "Qwen3ForCausalLM" in caught.value.problems[0].subject
+    assert not (tmp_path / "out").exists()
