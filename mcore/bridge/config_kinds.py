@@ -21,14 +21,15 @@ INTEGERS = frozenset((
     "vocab_size",
 ))
 NUMBERS = frozenset((
-    "attention_dropout", "attention_factor", "attn_logit_softcapping", "beta_fast", "beta_slow", "clip_qkv", "embd_pdrop", "factor",
-    "final_logit_softcapping", "high_freq_factor", "low_freq_factor", "mscale", "mscale_all_dim",
-    "partial_rotary_factor", "query_pre_attn_scalar", "resid_pdrop", "rms_norm_eps", "rope_local_base_freq", "rope_theta",
-    "routed_scaling_factor", "router_jitter_noise", "swiglu_alpha", "swiglu_limit",
+    "attention_dropout", "attention_factor", "attn_logit_softcapping", "beta_fast", "beta_slow", "clip_qkv",
+    "embd_pdrop", "factor", "final_logit_softcapping", "high_freq_factor", "low_freq_factor", "mscale",
+    "mscale_all_dim", "partial_rotary_factor", "query_pre_attn_scalar", "resid_pdrop", "rms_norm_eps",
+    "rope_local_base_freq", "rope_theta", "routed_scaling_factor", "router_jitter_noise", "swiglu_alpha",
+    "swiglu_limit",
 ))
 SWITCHES = frozenset((
-    "attention_bias", "is_causal", "mlp_bias", "norm_topk_prob", "qkv_bias", "rope_interleave", "tie_word_embeddings", "truncate",
-    "use_bidirectional_attention", "use_qk_norm", "use_sliding_window",
+    "attention_bias", "is_causal", "mlp_bias", "norm_topk_prob", "qkv_bias", "rope_interleave", "tie_word_embeddings",
+    "truncate", "use_bidirectional_attention", "use_qk_norm", "use_sliding_window",
 ))
 WORDS = frozenset(("hidden_act", "hidden_activation", "model_type", "rope_type", "scoring_func", "topk_method"))
 LISTS: Mapping[str, tuple[type | tuple[type, ...], str]] = {

@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,10 +20,12 @@ from transformers import AutoConfig, PreTrainedModel
 from mcore.backend.layout import Layout
 from mcore.backend.model import build_model
 from mcore.backend.parallel import parallel_processes
+from mcore.bridge.check import check
 from mcore.bridge.config_kinds import kind_problems
 from mcore.bridge.families import config_findings, dims_of, family_of_config
 from mcore.bridge.plan import steps_of
 from mcore.errors import InputError
+from tests.hf_folders import write_hf_folder
 from tests.tiny_dense import DENSE
 from tests.tiny_latent import LATENT_MODELS
 from tests.tiny_models import MODELS, PADDED_VOCAB_SIZE, fill, mcore_tensors, tiny_hf_model
@@ -106,7 +109,7 @@ POSITIONS_BS = torch.arange(40).expand(2, -1)
 Changed = tuple[str, dict[str, Any]]
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture
 def alone() -> Iterator[None]:
     with parallel_processes(Layout()):
         yield
@@ -212,12 +215,14 @@ def test_every_family_is_among_them() -> None:
     assert {family_of_config(tiny_hf_model(name)[1]).name for name in ONE_OF_EACH_FAMILY} == families
 
 
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("name", ONE_OF_EACH_FAMILY)
 def test_some_changes_are_refused_or_built_as_transformers_does(name: str) -> None:
     assert faults(name, NUM_SAMPLED) == []
 
 
 @pytest.mark.layouts
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("name", ALL)
 def test_all_changes_are_refused_or_built_as_transformers_does(name: str) -> None:
     assert faults(name, None) == []
@@ -288,3 +293,24 @@ def test_a_mistake_of_each_kind_is_named_at_once(name: str, wrong: dict[str, Any
     text = "\n".join(map(str, config_findings(config).problems))
     named = {"use_sliding_window"}  # it only makes the window count
     assert [key for key in wrong if key not in named and f"config.json: {key}" not in text] == [], text
+
+
+def test_a_conversion_says_which_settings_of_training_have_no_effect(tmp_path: Path, capfd: Any) -> None:
+    write_hf_folder(tmp_path / "hf", "llama")
+    file = tmp_path / "hf" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"attention_dropout": 0.3, "resid_pdrop": 0.0}))
+    check(tmp_path / "hf")
+    text = capfd.readouterr().err
+    assert "attention_dropout 0.3 of config.json has no effect" in text and "resid_pdrop" not in text
+
+
+def test_a_conversion_names_mistakes_of_all_kinds_at_once(tmp_path: Path) -> None:
+    write_hf_folder(tmp_path / "hf", "deepseek_v2")
+    file = tmp_path / "hf" / "config.json"
+    wrong = {"hidden_act": "gelu", "is_causal": False, "num_experts_per_tok": 5, "layer_types": ALTERNATING}
+    wrong["rope_parameters"] = {"rope_type": "proportional", "rope_theta": 100.0}
+    file.write_text(json.dumps(json.loads(file.read_text()) | wrong))
+    with pytest.raises(InputError) as caught:
+        check(tmp_path / "hf")
+    text = "\n".join(map(str, caught.value.problems))
+    assert [key for key in wrong if f"config.json: {key}" not in text] == [], text
