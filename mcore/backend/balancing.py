@@ -124,8 +124,8 @@ class BalancedRouter(TopKRouter):  # type: ignore[misc]
         self.expert_tokens_E = counts_E if self.expert_tokens_E is None else self.expert_tokens_E + counts_E
         if self.enable_expert_bias:
             # A wrapper for bf16 rounds it, in which 257 is 256.
-            self.local_tokens_per_expert = self.local_tokens_per_expert.float()
-            self.local_tokens_per_expert += counts_E
+            so_far_E: Tensor = self.local_tokens_per_expert  # type: ignore[has-type]
+            self.local_tokens_per_expert = so_far_E.float() + counts_E
 
 
 def set_trained_share(models: Iterable[GPTModel], share: float) -> None:
