@@ -146,7 +146,7 @@ def _agree(mark: dict[str, Any]) -> None:
 def _prepare(output: Path, mark: dict[str, Any], base: Base, config: TrainConfig) -> Selection | None:
     """Make the output folder ready; the checkpoint to go on from, or None to start."""
     claim(output, mark)
-    if config.tuner_type == "lora":
+    if config.tuner_type == "lora" and not (output / ADAPTER_CONFIG).exists():
         write_durably(output / ADAPTER_CONFIG, LoraOptions.of(config).peft_config(base.hf_config))
     for iteration in remove_unfinished(output):
         say(f"removed the half-written checkpoint of iteration {iteration}")
