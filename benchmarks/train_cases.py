@@ -248,7 +248,6 @@ def trl() -> Callable[[Case], Callable[[], float]]:
     from datasets import Dataset
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast, TrainerCallback
-
     from trl import SFTConfig, SFTTrainer
 
     def prepare(case: Case) -> Callable[[], float]:
