@@ -12,10 +12,13 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from mcore import supervise
 from mcore.child import ERROR_FILE_VARIABLE, QUIET_ENVIRONMENT
@@ -105,10 +108,11 @@ def run(
             cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     try:
-        in_time = _watch(process, timeout_s, sampler, on_tick)
+        with _hear_ctrl_c() as heard:
+            in_time = _watch(process, timeout_s, sampler, on_tick, heard)
     except KeyboardInterrupt:  # somebody waits and sees what is being saved; if Ctrl-C comes again, nobody
         process.terminate()
-        _watch(process, grace_s + supervise.LEFTOVER_GRACE_S + supervise.KILL_WAIT_S, sampler, None)
+        _watch(process, grace_s + supervise.LEFTOVER_GRACE_S + supervise.KILL_WAIT_S, sampler)
         raise
     except BaseException:
         _end(process, LEAVE_S)
@@ -125,13 +129,43 @@ def run(
         raise _error(name, process.returncode, log_path, tail, error_file)
 
 
+@contextmanager
+def _hear_ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Keep Ctrl-C for whoever asks whether it came, where Python would raise it on the spot.
+
+    On the spot may be a callback deep in a library that drops what is raised in it, and then nobody has heard it.
+    """
+    came = False
+
+    def keep(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+
+    is_ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # nohup and other handlers stay
+    )
+    if is_ours:
+        signal.signal(signal.SIGINT, keep)
+    try:
+        yield lambda: came
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _watch(
     process: subprocess.Popen[bytes],
     timeout_s: float | None,
     sampler: LineSampler,
-    on_tick: Callable[[], None] | None,
+    on_tick: Callable[[], None] | None = None,
+    must_stop: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Wait for the end; False if the time was up first."""
+    """Wait for the end; False if the time was up first.
+
+    Raises:
+        KeyboardInterrupt: `must_stop` says so.
+    """
     deadline = time.monotonic() + timeout_s if timeout_s is not None else float("inf")
     while True:
         try:
@@ -141,6 +175,8 @@ def _watch(
             sampler.read()
             if on_tick is not None:
                 on_tick()
+        if must_stop():
+            raise KeyboardInterrupt
         if time.monotonic() >= deadline:
             return False
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -73,7 +74,7 @@ def test_ctrl_c_saves_says_so_and_the_same_command_goes_on(workspace, run_file, 
             cwd=workspace.folder, env=environment, stdout=file, stderr=file, start_new_session=True,
         )  # fmt: skip
     deadline = time.monotonic() + 300
-    while not any(workspace.store.glob(".partial/train-*/metrics.jsonl")):
+    while not (started := list(workspace.store.glob(".partial/train-*/metrics.jsonl"))):
         assert run.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.2)
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does
@@ -85,6 +86,7 @@ def test_ctrl_c_saves_says_so_and_the_same_command_goes_on(workspace, run_file, 
     assert page.startswith("# interrupted: stopped at train\n") and f"iteration {iteration} is saved" in page
     planned = mcore_flows("plan", run_file, *long, cwd=workspace.folder)
     assert f"goes on from iteration {iteration}" in planned.stdout
+    shutil.rmtree(started[0].parent)  # nobody goes on here
 
 
 def test_a_reader_that_goes_away_fails_no_run(workspace, run_file, prefect_api_url):

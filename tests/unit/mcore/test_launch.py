@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,21 @@ def test_grace_lets_a_child_finish_what_it_is_doing(start, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         start(python(code, ready, saved), on_tick=on_tick, grace_s=10)
     assert saved.read_text() == "0"
+
+
+def test_ctrl_c_is_heard_even_where_a_library_drops_what_is_raised(start):
+    came = []
+
+    def on_tick():
+        if not came:
+            came.append(True)
+            with suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.1)
+
+    with pytest.raises(KeyboardInterrupt):
+        start(python("import time; time.sleep(600)"), on_tick=on_tick)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_error_document_becomes_the_same_error(start):
