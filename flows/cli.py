@@ -1,8 +1,9 @@
 """`mcore-flows`: a whole run, what it would do, and what it left; single stages are in `flows/cli_stages.py`.
 
 Exit status: 0 done, 1 a stage failed, 2 the input is wrong and nothing was started, 3 a gate said no, 75 it was asked
-to stop and goes on with the same command, 130 interrupted before there was anything to go on with. Prefect is imported
-by `run` alone, so that everything else starts at once.
+to stop and goes on with the same command, 130 interrupted before there was anything to go on with; 4 of `from-swift`
+alone: the run file does not mean all that the command meant. Prefect is imported by `run` alone, so that everything
+else starts at once.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rich.text import Text
 
 from flows.children import go_on_in_own_session
 from flows.cli_artifacts import artifacts
+from flows.cli_from_swift import translation
 from flows.cli_stages import stages
 from flows.plan import decide
 from flows.tables import plain_table, show
@@ -96,6 +98,7 @@ def report(
         typer.echo(text, nl=False)
 
 
+app.add_typer(translation)
 app.add_typer(stages)
 app.add_typer(artifacts, name="artifacts", rich_help_panel=RUNS)
 

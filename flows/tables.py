@@ -17,11 +17,11 @@ def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     return table
 
 
-def show(table: Table) -> None:
-    """Print a table to standard output."""
-    console = Console(highlight=False)
+def show(table: Table, *, err: bool = False) -> None:
+    """Print a table to standard output, or to standard error."""
+    console = Console(highlight=False, stderr=err)
     if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH_WITHOUT_SCREEN)
+        console = Console(highlight=False, stderr=err, width=WIDTH_WITHOUT_SCREEN)
     with console.capture() as capture:
         console.print(table)
-    typer.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+    typer.echo("\n".join(line.rstrip() for line in capture.get().splitlines()), err=err)
