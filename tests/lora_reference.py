@@ -5,17 +5,21 @@ r rank, E experts, O out, H in
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils.parametrize import register_parametrization
 from transformers import PreTrainedModel
 
 from mcore.train.tuners.options import LoraOptions
 from mcore.train.tuners.targets import Target, choose_targets
+from mcore.train.tuners.whole import choose_whole
 
 Matrices = dict[str, Tensor]
 """A `[r, H]` and B `[O, r]` by the names that an adapter's file has for them."""
@@ -29,15 +33,33 @@ def names(target: Target) -> tuple[str, str]:
 
 
 def random_matrices(options: LoraOptions, model: PreTrainedModel, config: Mapping[str, Any], seed: int = 5) -> Matrices:
-    """Matrices of every chosen module, none of them zero, no two alike."""
+    """Matrices of every chosen module, none of them zero, no two alike; and other weights of those that learn whole."""
     generator = torch.Generator().manual_seed(seed)
     matrices = {}
-    for target in choose_targets(options.target_modules, config):
+    targets = choose_targets(options.target_modules, config)
+    for target in targets:
         out_size, in_size = _shape(model, target)
         name_a, name_b = names(target)
         matrices[name_a] = torch.randn(options.lora_rank, in_size, generator=generator) / in_size**0.5
         matrices[name_b] = torch.randn(out_size, options.lora_rank, generator=generator) / (5 * options.lora_rank**0.5)
+    for name in whole_names(options, config):
+        weight = model.state_dict()[name]
+        matrices[name] = weight + 0.1 * weight.std() * torch.randn(weight.shape, generator=generator)
     return matrices
+
+
+def write_adapter(folder: Path, options: LoraOptions, config: Mapping[str, Any], matrices: Matrices) -> None:
+    """A PEFT adapter's folder."""
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(options.peft_config(config))
+    tensors = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in matrices.items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def whole_names(options: LoraOptions, config: Mapping[str, Any]) -> list[str]:
+    """Tensors of the modules that learn whole."""
+    targets = choose_targets(options.target_modules, config)
+    return [name for step in choose_whole(options.modules_to_save, config, targets) for name in step.hf_names]
 
 
 class Lora:
@@ -56,8 +78,8 @@ class Lora:
         if modules:
             self.model = _with_peft(model, modules, options)
             for name, parameter in self.model.named_parameters():
-                if ".lora_" in name:
-                    plain = name.removeprefix("base_model.model.").replace(".default", "")
+                if ".lora_" in name or ".modules_to_save." in name:
+                    plain = re.sub(r"^base_model\.model\.|\.modules_to_save|\.default", "", name)
                     self.parameters[plain] = parameter
                     parameter.data.copy_(matrices[plain])
         assert self.parameters.keys() == matrices.keys()
@@ -86,6 +108,7 @@ def _with_peft(model: PreTrainedModel, targets: list[Target], options: LoraOptio
         lora_dropout=options.lora_dropout,
         use_rslora=options.use_rslora,
         target_modules=[target.hf_module for target in targets],
+        modules_to_save=list(options.modules_to_save) or None,
     )
     return get_peft_model(model, config)
 

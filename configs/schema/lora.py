@@ -25,6 +25,9 @@ class LoraFields(StrictModel):
     target_modules: tuple[str, ...] = Field(default=("all-linear",), min_length=1)
     """Modules with an adapter: ends of names in transformers (`q_proj`) or megatron (`linear_qkv`), or `all-linear`,
     `all-router`, `all-embedding`."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules that learn whole beside the adapters and are stored in them, by ends of their names as in PEFT:
+    embedding, output layer and norms (`embed_tokens`, `lm_head`, `norm`)."""
     adapter_load: str | None = None
     """Folder of a PEFT adapter to start from, with the same rank, strength and modules; else adapters start at zero."""
 

@@ -154,8 +154,6 @@ class TrainConfig(LoraFields, ExpertFields):
         if self.pipeline_model_parallel_size == 1:
             given = [name for name in PIPELINE_FIELDS if getattr(self, name) is not None]
             problems += [f"{name} needs pipeline_model_parallel_size of 2 or more" for name in given]
-        if self.tuner_type == "lora" and self.virtual_pipeline_model_parallel_size is not None:
-            problems.append("virtual_pipeline_model_parallel_size needs tuner_type: full")
         return problems
 
     def _precision_problems(self) -> list[str]:

@@ -1,9 +1,10 @@
 """LoRA adapters in files: PEFT's folder, and what a checkpoint of a LoRA run holds. No megatron here.
 
     adapter_config.json           rank, strength and modules, as PEFT has them
-    adapter_model.safetensors     `base_model.model.<module>.lora_A.weight` `[r, in]` and `….lora_B.weight` `[out, r]`
+    adapter_model.safetensors     `base_model.model.<module>.lora_A.weight` `[r, in]` and `….lora_B.weight` `[out, r]`;
+                                  `base_model.model.<tensor>` of modules that learn whole (`modules_to_save`)
 
-A run's folder has the same config file, and its checkpoints the matrices under the same names without the prefix; of
+A run's folder has the same config file, and its checkpoints the tensors under the same names without the prefix; of
 the base they hold nothing. Merged into the base's weights, an adapter is computed in fp64 and rounded once, so that
 what comes out does not depend on how the work was divided.
 
@@ -12,6 +13,7 @@ Source: peft 0.21 `utils/save_and_load.py`, `tuners/lora/`.
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import math
 from collections.abc import Mapping
@@ -25,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mcore.bridge.dist_files import DistTensor, read_dist_tensors
-from mcore.bridge.plan import Step
+from mcore.bridge.plan import NO_WEIGHTS, Step
 from mcore.errors import ConfigError, Problem, SourceError
 from mcore.select import select_checkpoint
 
@@ -35,16 +37,22 @@ MEANING_MORE = (
     "use_dora",
     "rank_pattern",
     "alpha_pattern",
-    "modules_to_save",
     "layers_to_transform",
     "exclude_modules",
-    "target_parameters",
     "trainable_token_indices",
     "fan_in_fan_out",
     "lora_bias",
     "alora_invocation_tokens",
+    "layer_replication",
+    "use_qalora",
+    "use_bdlora",
+    "velora_config",
 )
 """Keys of PEFT's config that make an adapter something else than one `B @ A` of one rank beside each weight."""
+
+PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+"""Values of `init_lora_weights` by name that leave the base's weights alone; other names (PiSSA, OLoRA, LoftQ) stand
+for an adapter that belongs to another base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,7 @@ class AdapterConfig:
     lora_alpha: float
     use_rslora: bool
     target_modules: tuple[str, ...]
+    modules_to_save: tuple[str, ...] = ()
 
     @property
     def scale(self) -> float:
@@ -73,6 +82,7 @@ class AdapterConfig:
             "lora_dropout": lora_dropout,
             "use_rslora": self.use_rslora,
             "target_modules": list(self.target_modules),
+            "modules_to_save": list(self.modules_to_save) or None,
             "bias": "none",
         }
         return json.dumps(content, indent=2) + "\n"
@@ -93,13 +103,17 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
             lora_rank=int(content["r"]),
             lora_alpha=float(content["lora_alpha"]),
             use_rslora=bool(content.get("use_rslora", False)),
-            target_modules=tuple(content.get("target_modules") or ()),
+            target_modules=_names(content.get("target_modules")),
+            modules_to_save=_names(content.get("modules_to_save")),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise SourceError(f"{folder} holds no LoRA adapter", [Problem(str(path), "PEFT's config", repr(exc))]) from exc
     problems = [Problem(f"{path}: {key}", "nothing", repr(content[key])) for key in MEANING_MORE if content.get(key)]
     if kind != "LORA":
         problems.append(Problem(f"{path}: peft_type", "LORA", repr(kind)))
+    start = content.get("init_lora_weights", True)
+    if isinstance(start, str) and start.lower() not in PLAIN_STARTS:
+        problems.append(Problem(f"{path}: init_lora_weights", "true, or a start that changes no weights", repr(start)))
     if content.get("bias", "none") != "none":
         problems.append(Problem(f"{path}: bias", "none", repr(content["bias"])))
     if problems:
@@ -107,8 +121,20 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     return config
 
 
+def _names(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value or ())
+
+
+def vocabulary_axis(name: str) -> int | None:
+    """Axis that is as long as the vocabulary, of a tensor by its name in an adapter; None if there is none."""
+    if name.endswith(".lora_embedding_A"):
+        return 1
+    of_vocabulary = (".embed_tokens.weight", "lm_head.weight")
+    return 0 if f".{name}".endswith(of_vocabulary) else None
+
+
 def read_adapter_weights(folder: Path) -> dict[str, Tensor]:
-    """The matrices of a PEFT adapter, by name without PEFT's prefix.
+    """The tensors of a PEFT adapter, by name without PEFT's prefix.
 
     Raises:
         SourceError: The file is missing or damaged.
@@ -128,7 +154,7 @@ class SavedAdapters:
     Attributes:
         config: As in the run's folder.
         config_text: The same, as the file has it.
-        matrices: By name.
+        matrices: By name; those of modules that learn whole are the module's own.
     """
 
     config: AdapterConfig
@@ -147,7 +173,7 @@ class SavedAdapters:
 
     def touch(self, step: Step) -> bool:
         """Whether any weight of a step has an adapter."""
-        return any(self.of(name) is not None for name in step.hf_names)
+        return any(name in self.matrices or self.of(name) is not None for name in step.hf_names)
 
     def merged(self, hf_name: str, rows: slice, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows of a weight `[rows, in]` with its adapter, if it has one, in a dtype.
@@ -158,6 +184,8 @@ class SavedAdapters:
             weight: The base's values of them.
             dtype: Of the result.
         """
+        if hf_name in self.matrices:
+            return self.matrices[hf_name].read_rows((), rows).to(dtype)
         names = self.of(hf_name)
         if names is None:
             return weight.to(dtype)
@@ -172,10 +200,11 @@ class SavedAdapters:
 
     def without_padding(self, vocab_size: int) -> dict[str, Tensor]:
         """All matrices as a PEFT adapter has them, which knows no padding of the vocabulary."""
-        return {
-            name: (tensor[:, :vocab_size] if name.endswith("lora_embedding_A") else tensor).contiguous()
-            for name, tensor in self.whole().items()
-        }
+        cut = {}
+        for name, tensor in self.whole().items():
+            axis = vocabulary_axis(name)
+            cut[name] = (tensor if axis is None else tensor.narrow(axis, 0, vocab_size)).contiguous()
+        return cut
 
     def write(self, folder: Path, *, vocab_size: int) -> None:
         """Make a PEFT adapter's folder; the padding of the vocabulary is left out."""
@@ -217,7 +246,8 @@ def weights_and_adapters(checkpoint: Path, iteration_dir: Path, base: Path | Non
     weights = select_checkpoint(base).path
     _refuse_another_base(checkpoint, weights)
     tensors = read_dist_tensors(iteration_dir)
-    matrices = {key: tensor for key, tensor in tensors.items() if ".lora_" in key and "optimizer." not in key}
+    others = {name for pattern in NO_WEIGHTS for name in fnmatch.filter(tensors, pattern)}
+    matrices = {key: tensor for key, tensor in tensors.items() if key not in others}
     return weights, SavedAdapters(read_adapter_config(checkpoint), (checkpoint / CONFIG).read_text(), matrices)
 
 

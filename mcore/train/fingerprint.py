@@ -96,6 +96,8 @@ def _of_adapters(config: TrainConfig) -> dict[str, Any]:
         return {}
     of_adapters: dict[str, Any] = {name: getattr(config, name) for name in LORA_FIELDS}
     of_adapters["target_modules"] = list(config.target_modules)
+    if config.modules_to_save:
+        of_adapters["modules_to_save"] = list(config.modules_to_save)
     if config.adapter_load is not None:
         weights = Path(config.adapter_load) / WEIGHTS
         of_adapters["adapter_load"] = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None

@@ -133,7 +133,7 @@ def build_training(
     adapters = None
     if is_lora:
         options = LoraOptions.of(config)
-        adapters = install_adapters(modules[0], base.hf_config, options, seed=config.seed)
+        adapters = install_adapters(modules, base.hf_config, options, seed=config.seed)
         if has_weights and config.adapter_load:
             adapters.start_from(Path(config.adapter_load), options)
     chunks = [

@@ -35,8 +35,14 @@ class Merged:
             CheckpointError: The checkpoint holds adapters of other modules than its config says.
         """
         config = self.saved.config
-        options = LoraOptions(config.target_modules, config.lora_rank, config.lora_alpha, 0.0, config.use_rslora)
-        adapters = install_adapters(model, hf_config, options, seed=0)
+        options = LoraOptions(
+            config.target_modules,
+            config.lora_rank,
+            config.lora_alpha,
+            use_rslora=config.use_rslora,
+            modules_to_save=config.modules_to_save,
+        )
+        adapters = install_adapters([model], hf_config, options, seed=0)
         wanted, found = adapters.shapes(), {name: tensor.shape for name, tensor in self.saved.matrices.items()}
         if problems := [
             Problem(name, str(wanted.get(name, "nothing")), str(found.get(name, "nothing")))
@@ -45,4 +51,4 @@ class Merged:
         ]:
             raise CheckpointError("the checkpoint does not hold the adapters of its config", problems)
         adapters.load_state_dict(self.saved.whole())
-        adapters.merge(lambda target: getattr(torch, self.dtypes[f"{target.hf_module}.weight"]))
+        adapters.merge(lambda name: getattr(torch, self.dtypes[name]))

@@ -22,6 +22,8 @@ from mcore.train.tuners.lora import ColumnAdapter, EmbeddingAdapter, RouterAdapt
 from mcore.train.tuners.options import LoraOptions, read_adapter
 from mcore.train.tuners.pair import Pair, Share, tensor_share
 from mcore.train.tuners.targets import EXPERTS, Target, choose_targets
+from mcore.train.tuners.whole import choose_whole
+from mcore.train.tuners.whole_parameters import WholeParameter, release_whole
 
 LayerAdapter = ColumnAdapter | RowAdapter | RouterAdapter | EmbeddingAdapter
 
@@ -33,10 +35,14 @@ class Adapters:
     Attributes:
         adapters: By the layer that they are on.
         targets: The modules of the whole model that have one, on whatever rank.
+        whole: What of this rank learns whole beside them.
+        vocab_size: Rows of the embedding, without padding.
     """
 
     adapters: tuple[tuple[torch.nn.Module, LayerAdapter], ...]
     targets: tuple[Target, ...]
+    whole: tuple[WholeParameter, ...]
+    vocab_size: int
 
     @property
     def pairs(self) -> Iterator[Pair]:
@@ -45,21 +51,26 @@ class Adapters:
             yield from adapter.pairs
 
     def sharded_state_dict(self) -> dict[str, ShardedTensor]:
-        """This rank's parts of all matrices, by the names that an adapter file has for them."""
-        return {key: tensor for pair in self.pairs for key, tensor in pair.sharded().items()}
+        """This rank's parts of all that learns, by the names that an adapter file has for them."""
+        of_pairs = {key: tensor for pair in self.pairs for key, tensor in pair.sharded().items()}
+        return of_pairs | {own.key: own.sharded() for own in self.whole}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of this rank's matrices by name, over all tensor parallel ranks."""
-        return {key: pair.shapes[letter] for pair in self.pairs for key, letter, _ in pair.matrices()}
+        """Shapes of what learns on this rank by name, over all tensor parallel ranks."""
+        of_pairs = {key: pair.shapes[letter] for pair in self.pairs for key, letter, _ in pair.matrices()}
+        return of_pairs | {own.key: own.shape for own in self.whole}
 
     @torch.no_grad()
     def start_from(self, folder: Path, options: LoraOptions) -> None:
         """Take this rank's parts out of a PEFT adapter; all ranks call it. Raises as `read_adapter`."""
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, self.shapes())
-        whole = read_adapter(folder, options, {key: shape for of_rank in gathered for key, shape in of_rank.items()})
+        wanted = {key: shape for of_rank in gathered for key, shape in of_rank.items()}
+        tensors = read_adapter(folder, options, wanted, vocab_size=self.vocab_size)
         for pair in self.pairs:
-            pair.fill(*(whole[key] for key, _, _ in pair.matrices()))
+            pair.fill(*(tensors[key] for key, _, _ in pair.matrices()))
+        for own in self.whole:
+            own.fill(tensors[own.key])
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -67,56 +78,74 @@ class Adapters:
         for pair in self.pairs:
             for key, _, parameter in pair.matrices():
                 parameter.copy_(state[key])
+        for own in self.whole:
+            own.parameter.copy_(state[own.key])
 
     @torch.no_grad()
-    def merge(self, dtype_of: Callable[[Target], torch.dtype]) -> None:
-        """Add all adapters to the weights, rounded once, and let them add nothing any more. For proofs only."""
+    def merge(self, dtype_of: Callable[[str], torch.dtype]) -> None:
+        """Add all adapters to the weights, rounded once, and let them add nothing any more. For proofs only.
+
+        Args:
+            dtype_of: What the weight of a Hugging Face name is rounded to.
+        """
+        for own in self.whole:
+            own.parameter.copy_(own.parameter.to(dtype_of(own.key)))
         for layer, adapter in self.adapters:
             weight: Any = layer.weight
-            dtype = dtype_of(adapter.pairs[0].target)
+            dtype = dtype_of(f"{adapter.pairs[0].target.hf_module}.weight")
             weight.copy_((weight.double() + adapter.delta()).to(dtype))
             for pair in adapter.pairs:
                 pair.lora_B.zero_()
 
 
-def install_adapters(module: GPTModel, hf_config: Mapping[str, Any], options: LoraOptions, *, seed: int) -> Adapters:
+def install_adapters(
+    modules: Sequence[GPTModel], hf_config: Mapping[str, Any], options: LoraOptions, *, seed: int
+) -> Adapters:
     """Freeze a model's weights and put adapters on it; all ranks call it, once the weights are loaded.
 
     Layers for further tokens (MTP) get none: transformers does not know them.
 
     Args:
-        module: This rank's part of the model, of backend `torch`.
+        modules: This rank's parts of the model, of backend `torch`: one, or one a virtual pipeline stage.
         hf_config: Its `config.json`.
-        options: What adapters, and on which modules.
+        options: What adapters, on which modules, and which modules learn whole.
         seed: The run's.
 
     Raises:
         ConfigError: Some modules can't have adapters, or not in this layout. Lists all of them.
     """
     targets = choose_targets(options.target_modules, hf_config)
+    steps = choose_whole(options.modules_to_save, hf_config, targets)
     dims = dims_of(hf_config)
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-    adapters, problems = [], []
-    for _, group in groupby(targets, key=lambda target: (target.mcore_module, target.expert)):
-        of_layer = list(group)
-        layer = _layer(module, of_layer[0])
-        if layer is None:
-            continue
-        adapter = _adapter(layer, of_layer, dims, options, seed)
-        if isinstance(adapter, Problem):
-            problems.append(adapter)
-            continue
-        layer.add_module("lora", adapter)
-        adapters.append((layer, adapter))
-    if not adapters and not problems:
-        text = "modules on every pipeline stage"
-        problems.append(Problem("train.target_modules", text, f"none on that of rank {dist.get_rank()}"))
+    adapters: list[tuple[torch.nn.Module, LayerAdapter]] = []
+    whole: list[WholeParameter] = []
+    problems: list[Problem] = []
+    for module in modules:
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+        own = release_whole(module, steps)
+        whole += own
+        before = len(adapters) + len(problems)
+        for _, group in groupby(targets, key=lambda target: (target.mcore_module, target.expert)):
+            of_layer = list(group)
+            layer = _layer(module, of_layer[0])
+            if layer is None:
+                continue
+            adapter = _adapter(layer, of_layer, dims, options, seed)
+            if isinstance(adapter, Problem):
+                problems.append(adapter)
+                continue
+            layer.add_module("lora", adapter)
+            adapters.append((layer, adapter))
+        if not own and len(adapters) + len(problems) == before:
+            text = "modules on every pipeline stage"
+            problems.append(Problem("train.target_modules", text, f"none on one of rank {dist.get_rank()}"))
     _raise_on_all_ranks(problems)
-    if module.pre_process and module.config.recompute_granularity == "full":
-        # A recomputed layer only has gradients if its input has one, and nothing in front of the first layer learns.
-        module.embedding.register_forward_hook(lambda layer, inputs, output: output.requires_grad_())
-    return Adapters(tuple(adapters), targets)
+    for module in modules:
+        if module.pre_process and module.config.recompute_granularity == "full":
+            # A recomputed layer only has gradients if its input has one, and in front of the first one nothing learns.
+            module.embedding.register_forward_hook(lambda layer, inputs, output: output.requires_grad_())
+    return Adapters(tuple(adapters), targets, tuple(whole), dims.vocab)
 
 
 def _layer(module: GPTModel, target: Target) -> Any:

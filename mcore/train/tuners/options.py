@@ -7,29 +7,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from configs.schema.lora import LoraFields
-from mcore.bridge.adapters import AdapterConfig, read_adapter_config, read_adapter_weights
+from mcore.bridge.adapters import AdapterConfig, read_adapter_config, read_adapter_weights, vocabulary_axis
 from mcore.errors import ConfigError, InputError, Problem
 from mcore.train.tuners.targets import choose_targets, peft_target_modules
+from mcore.train.tuners.whole import choose_whole, peft_modules_to_save
 
 
 @dataclass(frozen=True, slots=True)
 class LoraOptions:
-    """What an adapter is: the modules that have one, its rank, and how strong it is."""
+    """What an adapter is: the modules that have one, its rank, how strong it is, and which modules learn whole."""
 
     target_modules: tuple[str, ...]
     lora_rank: int
     lora_alpha: float
     lora_dropout: float = 0.0
     use_rslora: bool = False
+    modules_to_save: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, fields: LoraFields) -> LoraOptions:
         """Those of a run."""
-        names = ("target_modules", "lora_rank", "lora_alpha", "lora_dropout", "use_rslora")
+        names = ("target_modules", "lora_rank", "lora_alpha", "lora_dropout", "use_rslora", "modules_to_save")
         return cls(**{name: getattr(fields, name) for name in names})
 
     @property
@@ -39,18 +40,27 @@ class LoraOptions:
 
     def peft_config(self, hf_config: Mapping[str, Any]) -> str:
         """Content of an `adapter_config.json` for a model."""
-        modules = peft_target_modules(choose_targets(self.target_modules, hf_config), hf_config)
-        config = AdapterConfig(self.lora_rank, self.lora_alpha, self.use_rslora, tuple(modules))
+        targets = choose_targets(self.target_modules, hf_config)
+        config = AdapterConfig(
+            self.lora_rank,
+            self.lora_alpha,
+            self.use_rslora,
+            tuple(peft_target_modules(targets, hf_config)),
+            tuple(peft_modules_to_save(choose_whole(self.modules_to_save, hf_config, targets), hf_config)),
+        )
         return config.to_json(lora_dropout=self.lora_dropout)
 
 
-def read_adapter(folder: Path, options: LoraOptions, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The matrices of a PEFT adapter that a run starts from.
+def read_adapter(
+    folder: Path, options: LoraOptions, wanted: Mapping[str, tuple[int, ...]], *, vocab_size: int
+) -> dict[str, Tensor]:
+    """The tensors of a PEFT adapter that a run starts from, with the vocabulary as wide as megatron's.
 
     Args:
         folder: The adapter's.
         options: The run's.
-        wanted: Shapes of all matrices of the model by name, with the vocabulary as wide as megatron's.
+        wanted: Shapes of all that learns by name, with the vocabulary as wide as megatron's.
+        vocab_size: Rows of the embedding that the files have.
 
     Raises:
         SourceError: There is no adapter.
@@ -64,20 +74,22 @@ def read_adapter(folder: Path, options: LoraOptions, wanted: Mapping[str, tuple[
     ]
     weights: dict[str, Tensor] = {}
     for name, shape in wanted.items():
-        tensor = found.get(name)
-        if tensor is not None and name.endswith("lora_embedding_A") and tensor.shape[1] < shape[1]:
-            tensor = torch.nn.functional.pad(tensor, (0, shape[1] - tensor.shape[1]))
-        if tensor is None or tuple(tensor.shape) != tuple(shape):
+        tensor, in_file, axis = found.get(name), list(shape), vocabulary_axis(name)
+        if axis is not None:
+            in_file[axis] = min(in_file[axis], vocab_size)
+        if tensor is None or list(tensor.shape) != in_file:
             there = "none" if tensor is None else str(list(tensor.shape))
-            problems.append(Problem(f"{folder}: {name}", f"a matrix {list(shape)}", there))
+            what = "a matrix" if ".lora_" in name else "a tensor"
+            problems.append(Problem(f"{folder}: {name}", f"{what} {in_file}", there))
         elif not tensor.isfinite().all():
             problems.append(Problem(f"{folder}: {name}", "finite numbers", "NaN or infinity"))
         else:
-            weights[name] = tensor
-    problems += [
-        Problem(f"{folder}: {name}", "a module of train.target_modules", "none of that name")
-        for name in sorted(found.keys() - wanted.keys())
-    ]
+            weights[name] = tensor.new_zeros(shape)
+            weights[name][tuple(slice(0, size) for size in in_file)] = tensor
+    for name in sorted(found.keys() - wanted.keys()):
+        fix = "Save it with save_embedding_layers=False." if name.endswith(".base_layer.weight") else ""
+        what = "a module of train.target_modules or train.modules_to_save"
+        problems.append(Problem(f"{folder}: {name}", what, "none of that name", fix))
     if problems:
         raise ConfigError("the adapter does not fit the run", problems)
     return weights
@@ -92,7 +104,8 @@ def adapter_problems(fields: LoraFields, hf_config: Mapping[str, Any], backend: 
         text = "torch, as adapters are not built on Transformer Engine's layers"
         problems.append(Problem("train.backend", text, backend, "Set train.backend: torch."))
     try:
-        choose_targets(fields.target_modules, hf_config)
+        targets = choose_targets(fields.target_modules, hf_config)
+        choose_whole(fields.modules_to_save, hf_config, targets)
         if fields.adapter_load is not None:
             read_adapter_config(Path(fields.adapter_load))
     except InputError as error:

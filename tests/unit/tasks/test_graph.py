@@ -52,6 +52,7 @@ TABLE = {
     "train.lora_dropout": ({**LORA, "train.lora_dropout": 0.1}, FROM_TRAIN),
     "train.use_rslora": ({**LORA, "train.use_rslora": True}, FROM_TRAIN),
     "train.target_modules": ({**LORA, "train.target_modules": ["q_proj"]}, FROM_TRAIN),
+    "train.modules_to_save": ({**LORA, "train.modules_to_save": ["norm"]}, FROM_TRAIN),
     "train.adapter_load": ({**LORA, "train.adapter_load": "adapter"}, FROM_TRAIN),
     "train.tensor_model_parallel_size": (2, FROM_TRAIN),
     "train.pipeline_model_parallel_size": (2, FROM_TRAIN),

@@ -69,8 +69,8 @@ WRONG: dict[str, tuple[int, dict[str, Any], list[str]]] = {
     ),
     "virtual stages of adapters": (
         2,
-        {**VPP2, "tuner_type": "lora"},
-        ["virtual_pipeline_model_parallel_size needs tuner_type: full"],
+        {**VPP2, "tuner_type": "lora", "save_safetensors": True},
+        ["save_safetensors writes whole weights; tuner_type: lora has adapters only"],
     ),
     "more layers in a stage than there are": (
         2,

@@ -45,7 +45,7 @@ def mark(base: Path, data: str = "d", **fields: Any) -> dict[str, Any]:
 
 
 def test_every_field_of_training_is_either_in_the_fingerprint_or_named_as_free() -> None:
-    of_some_runs = {*LORA_FIELDS, "target_modules", "adapter_load", *EXPERT_FIELDS}
+    of_some_runs = {*LORA_FIELDS, "target_modules", "modules_to_save", "adapter_load", *EXPERT_FIELDS}
     assert set(FIELDS) | of_some_runs | MAY_DIFFER | RESOLVED == set(TrainConfig.model_fields)
     assert not set(FIELDS) & (MAY_DIFFER | RESOLVED | of_some_runs)
 
@@ -54,7 +54,8 @@ def test_adapters_are_told_apart_by_their_settings_and_by_what_they_start_from(b
     plain = mark(base, tuner_type="lora")
     assert "lora_rank" not in mark(base)["train"]
     (tmp_path / "adapter_model.safetensors").write_text("weights")
-    others = ({"lora_rank": 4}, {"use_rslora": True}, {"target_modules": ("q_proj",)}, {"adapter_load": str(tmp_path)})
+    others = ({"lora_rank": 4}, {"use_rslora": True}, {"target_modules": ("q_proj",)}, {"adapter_load": str(tmp_path)},
+              {"modules_to_save": ("norm",)})  # fmt: skip
     marks = [plain, *(mark(base, tuner_type="lora", **other) for other in others)]
     (tmp_path / "adapter_model.safetensors").write_text("others")
     marks.append(mark(base, tuner_type="lora", adapter_load=str(tmp_path)))

@@ -19,17 +19,21 @@ from mcore.bridge.adapters import read_adapter_weights
 from mcore.errors import ConfigError, InputError
 from mcore.train.tuners.install import Adapters, install_adapters
 from mcore.train.tuners.options import LoraOptions
+from mcore.train.tuners.targets import choose_targets
+from mcore.train.tuners.whole import choose_whole, peft_modules_to_save
 from tests.lora_reference import Lora, random_matrices
 from tests.tiny_models import PADDED_VOCAB_SIZE, fill, mcore_tensors, tiny_hf_model
 
 CASES = [
-    ("llama", ("all-linear", "all-embedding")),
-    ("qwen3_tied", ("q_proj", "v_proj", "mlp.gate_proj")),  # parts of joint layers without the others
-    ("phi3", ("all-linear",)),  # q, k and v in one tensor, gate and up in another
-    ("gemma2", ("linear_qkv", "linear_proj", "linear_fc2")),  # norms behind linear layers
-    ("qwen3_moe", ("all-linear", "all-router")),
-    ("qwen2_moe", ("shared_experts.linear_fc1", "experts.linear_fc2")),
-    ("deepseek_v3", ("all-linear", "all-router")),
+    ("llama", ("all-linear", "all-embedding"), ()),
+    ("llama", ("all-linear",), ("embed_tokens", "lm_head", "model.norm")),
+    ("qwen3_tied", ("q_proj", "v_proj", "mlp.gate_proj"), ()),  # parts of joint layers without the others
+    ("qwen3_tied", ("q_proj",), ("norm",)),  # every norm, as in PEFT
+    ("phi3", ("all-linear",), ()),  # q, k and v in one tensor, gate and up in another
+    ("gemma2", ("linear_qkv", "linear_proj", "linear_fc2"), ("layers.1.post_attention_layernorm",)),  # norms behind
+    ("qwen3_moe", ("all-linear", "all-router"), ("lm_head", "input_layernorm")),
+    ("qwen2_moe", ("shared_experts.linear_fc1", "experts.linear_fc2"), ()),
+    ("deepseek_v3", ("all-linear", "all-router"), ("embed_tokens", "kv_a_layernorm")),
 ]
 
 
@@ -48,7 +52,7 @@ def with_adapters(name: str, wanted: LoraOptions, **more: Any) -> tuple[torch.nn
         **more,
     )
     fill(module, mcore_tensors(model, config, padded_vocab_size=PADDED_VOCAB_SIZE))
-    return module, install_adapters(module, config, wanted, seed=1)
+    return module, install_adapters([module], config, wanted, seed=1)
 
 
 def logits(module: torch.nn.Module, ids: torch.Tensor, vocab: int) -> torch.Tensor:
@@ -56,9 +60,9 @@ def logits(module: torch.nn.Module, ids: torch.Tensor, vocab: int) -> torch.Tens
     return module(ids, positions, None)[..., :vocab]
 
 
-@pytest.mark.parametrize(("name", "targets"), CASES)
-def test_logits_and_gradients_are_those_of_peft(name: str, targets: tuple[str, ...]) -> None:
-    wanted = options(targets)
+@pytest.mark.parametrize(("name", "targets", "whole"), CASES)
+def test_logits_and_gradients_are_those_of_peft(name: str, targets: tuple[str, ...], whole: tuple[str, ...]) -> None:
+    wanted = options(targets, modules_to_save=whole)
     model, config = tiny_hf_model(name)
     vocab = config["vocab_size"]
     ids = torch.randint(vocab, (3, 20), generator=torch.Generator().manual_seed(0))
@@ -73,27 +77,43 @@ def test_logits_and_gradients_are_those_of_peft(name: str, targets: tuple[str, .
         fresh = logits(module, ids, vocab)
         for pair in adapters.pairs:
             pair.fill(*(_padded(matrices[key], parameter) for key, _, parameter in pair.matrices()))
+        for own in adapters.whole:
+            own.fill(_padded_rows(matrices[own.key], own.parameter))
         found = logits(module, ids, vocab)
         F.cross_entropy(found.flatten(0, 1), labels.flatten()).backward()
         scale = expected.std()
         assert (fresh - expected).abs().max() > 0.1 * scale
         assert ((found - expected).abs().max() / scale).item() < 2e-5
         gradients = {key: parameter.grad for pair in adapters.pairs for key, _, parameter in pair.matrices()}
+        gradients |= {own.key: _without_padding(own.parameter.grad, matrices[own.key]) for own in adapters.whole}
         assert gradients.keys() == reference.parameters.keys()
         for key, parameter in reference.parameters.items():
             of_peft, largest = parameter.grad, parameter.grad.abs().max()
             assert largest > 0 or ".experts." in key, key
             ours = gradients[key] if gradients[key] is not None else torch.zeros_like(parameter)
-            assert torch.allclose(ours[:, : of_peft.shape[1]], of_peft, rtol=1e-4, atol=1e-5 * max(largest, 1e-3)), key
-        assert all(parameter.grad is None for key, parameter in module.named_parameters() if ".lora." not in key)
+            ours = ours if ours.shape == of_peft.shape else ours[:, : of_peft.shape[1]]
+            assert torch.allclose(ours, of_peft, rtol=1e-4, atol=1e-5 * max(largest, 1e-3)), key
+        learns = {id(own.parameter) for own in adapters.whole}
+        frozen = [own for key, own in module.named_parameters() if ".lora." not in key and id(own) not in learns]
+        assert all(parameter.grad is None and not parameter.requires_grad for parameter in frozen)
         adapters.merge(lambda target: torch.float32)
         merged = logits(module, ids, vocab)
         assert ((merged - expected).abs().max() / scale).item() < 2e-5
-        assert all(torch.equal(module.state_dict()[key], before[key]) for key in before if "norm" in key)
+        if not whole:
+            assert all(torch.equal(module.state_dict()[key], before[key]) for key in before if "norm" in key)
 
 
 def _padded(whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     return F.pad(whole, (0, parameter.shape[1] - whole.shape[1])) if whole.shape[0] == parameter.shape[0] else whole
+
+
+def _padded_rows(whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    return torch.cat([whole, whole.new_zeros(parameter.shape[0] - whole.shape[0], *whole.shape[1:])])
+
+
+def _without_padding(gradient: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    assert not gradient[whole.shape[0] :].any(), "rows of padding learn"
+    return gradient[: whole.shape[0]]
 
 
 def test_an_adapter_of_peft_is_taken_exactly(tmp_path: Path) -> None:
@@ -126,8 +146,12 @@ def test_an_adapter_of_peft_is_taken_exactly(tmp_path: Path) -> None:
         ({}, {"use_rslora": False}, "train.use_rslora: expected True"),
         ({}, {"target_modules": ("q_proj", "v_proj")}, "v_proj.lora_A.weight: expected a matrix [4, 64], found none"),
         ({}, {"target_modules": ("k_proj", "v_proj")}, "q_proj.lora_A.weight: expected a module of train.target"),
+        ({}, {"modules_to_save": ("lm_head",)}, "lm_head.weight: expected a tensor [250, 64], found none"),
         ({"use_dora": True}, {}, "use_dora: expected nothing"),
         ({"rank_pattern": {"k_proj": 2}}, {}, "rank_pattern"),
+        ({"alpha_pattern": {"k_proj": 2}}, {}, "alpha_pattern"),
+        ({"bias": "lora_only"}, {}, "bias: expected none, found 'lora_only'"),
+        ({"init_lora_weights": "pissa"}, {}, "init_lora_weights"),
         ({"peft_type": "LOHA"}, {}, "peft_type: expected LORA"),
         ({"r": None}, {}, "holds no LoRA adapter"),
     ],
@@ -199,3 +223,37 @@ def test_what_can_not_have_an_adapter_is_named(name: str, targets: tuple[str, ..
     with parallel_processes(Layout()), pytest.raises(ConfigError) as error:
         with_adapters(name, options(targets))
     assert what in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "whole", "what"),
+    [
+        ("llama", ("score",), ["score: expected one of embed_tokens, input_layernorm, lm_head, norm, post_attention_"]),
+        ("llama", ("o_proj", "lm_hed"), ["o_proj, which can't learn whole", "lm_hed: expected one of"]),
+        ("llama", ("self_attn",), ["k_proj, o_proj, q_proj, v_proj, which can't learn whole"]),
+        ("llama", ("embed_tokens",), ["model.embed_tokens: expected a module without an adapter"]),
+        (
+            "qwen3_tied",
+            ("lm_head", "embed_tokens"),
+            ["lm_head: expected no embedding", "embed_tokens: expected no emb"],
+        ),
+        ("qwen3_moe", ("gate",), ["gate, which can't learn whole"]),
+    ],
+)
+def test_what_can_not_learn_whole_is_named(name: str, whole: tuple[str, ...], what: list[str]) -> None:
+    targets = ("all-linear",) if name == "qwen3_tied" else ("all-linear", "all-embedding")
+    with pytest.raises(ConfigError) as error:
+        choose_whole(whole, tiny_hf_model(name)[1], choose_targets(targets, tiny_hf_model(name)[1]))
+    assert all(text in str(error.value) for text in what), str(error.value)
+
+
+def test_modules_that_learn_whole_are_named_as_peft_takes_them() -> None:
+    """PEFT asks for the end of a name: where the last part means more than was chosen, whole names are written."""
+    _, config = tiny_hf_model("llama")
+    for names, written in (
+        (("word_embeddings", "output_layer"), ["embed_tokens", "lm_head"]),
+        (("final_layernorm",), ["model.norm"]),
+        (("norm",), ["input_layernorm", "norm", "post_attention_layernorm"]),
+        (("layers.1.input_layernorm",), ["model.layers.1.input_layernorm"]),
+    ):
+        assert peft_modules_to_save(choose_whole(names, config, ()), config) == written

@@ -19,6 +19,7 @@ from mcore.bridge.convert import convert
 from mcore.bridge.export import export
 from mcore.errors import ConfigError
 from mcore.train.base import open_base
+from mcore.train.checkpoint import Position
 from mcore.train.loop import Loop
 from mcore.train.methods import sft
 from mcore.train.model import build_training
@@ -47,10 +48,11 @@ def converted(folder: Path, name: str, dtype: torch.dtype) -> Path:
     return folder / name
 
 
-@pytest.mark.parametrize("torch_dtype", ["float32", "bfloat16"])
-def test_steps_leave_the_frozen_weights_as_they_are(tmp_path: Path, torch_dtype: str) -> None:
+@pytest.mark.parametrize(("torch_dtype", "whole"), [("float32", ()), ("bfloat16", ()), ("bfloat16", ("lm_head",))])
+def test_steps_leave_the_frozen_weights_as_they_are(tmp_path: Path, torch_dtype: str, whole: tuple[str, ...]) -> None:
     make_base(tmp_path / "base", "llama")
-    run = tiny_run(tmp_path, torch_dtype=torch_dtype, **LORA)
+    run = tiny_run(tmp_path, torch_dtype=torch_dtype, modules_to_save=whole, train_iters=4, **LORA)
+    (tmp_path / "run").mkdir()
     base = open_base(tmp_path / "base", run)
     with parallel_processes(Layout()):
         data, validation = sft.datasets(run.data, base.hf)
@@ -72,24 +74,36 @@ def test_steps_leave_the_frozen_weights_as_they_are(tmp_path: Path, torch_dtype:
             stop=StopRequest(),
             hf_config=base.hf_config,
         )
-        for iteration in range(1, 5):
-            loop.step(iteration)
+        loop.run(Position())
         after = dict(module.named_parameters())
         changed = {name for name, parameter in after.items() if not torch.equal(parameter, before[name])}
-        assert changed == {name for name in after if ".lora." in name}
+        assert changed == {name for name in after if ".lora." in name} | ({"output_layer.weight"} if whole else set())
         assert all(after[name].dtype == getattr(torch, torch_dtype) for name in changed)
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("llama", "bfloat16"), ("qwen3_tied", "float32")])
-def test_what_is_exported_is_proven_and_is_what_peft_merges(tmp_path: Path, name: str, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "dtype", "whole"),
+    [
+        ("llama", "bfloat16", ()),
+        ("llama", "bfloat16", ("lm_head", "model.norm")),
+        ("qwen3_tied", "float32", ("input_layernorm",)),
+    ],
+)
+def test_what_is_exported_is_proven_and_is_what_peft_merges(
+    tmp_path: Path, name: str, dtype: str, whole: tuple[str, ...]
+) -> None:
     torch_dtype = getattr(torch, dtype)
     base = converted(tmp_path, name, torch_dtype)
     targets = ("all-linear",) if name == "qwen3_tied" else LORA["target_modules"]
     with parallel_processes(Layout()):
-        train(tiny_run(tmp_path, torch_dtype=dtype, **{**LORA, "target_modules": targets}), base, tmp_path / "run")
+        settings = {**LORA, "target_modules": targets, "modules_to_save": whole}
+        train(tiny_run(tmp_path, torch_dtype=dtype, **settings), base, tmp_path / "run")
     saved = saved_tensors(tmp_path / "run" / LAST)
     weights = {key for key in saved if "optimizer." not in key}
-    assert weights and all(".lora_" in key for key in weights), "the base is in the checkpoint"
+    learnt_whole = {key for key in weights if ".lora_" not in key}
+    assert bool(learnt_whole) == bool(whole)
+    ends = tuple(f"{own}.weight" for own in whole)
+    assert weights and all(key.endswith(ends) for key in learnt_whole), "the base is in the checkpoint"
     moments = {key for key in saved if "optimizer." in key and torch.is_floating_point(saved[key])}
     assert all(saved[key].dtype == torch.float32 for key in moments)
 
@@ -100,7 +114,7 @@ def test_what_is_exported_is_proven_and_is_what_peft_merges(tmp_path: Path, name
         load_file(tmp_path / f"hf-{name}" / "model.safetensors"),
         load_file(tmp_path / "out" / "model.safetensors"),
     )
-    adapted = {key.split(".lora_")[0] + ".weight" for key in weights}
+    adapted = {key.split(".lora_")[0] + ".weight" for key in weights - learnt_whole} | learnt_whole
     assert {key for key in after if not torch.equal(before[key], after[key])} == adapted
     assert all(after[key].dtype == torch_dtype for key in after)
 
