@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from configs.schema.experts import ExpertFields
+from configs.schema.learning_rate import LearningRateFields
 from configs.schema.lora import LoraFields
 
 PIPELINE_FIELDS = (
@@ -17,7 +18,7 @@ PIPELINE_FIELDS = (
 """How layers are divided over several pipeline processes."""
 
 
-class TrainConfig(LoraFields, ExpertFields):
+class TrainConfig(LoraFields, ExpertFields, LearningRateFields):
     """One training run: method, layout, batch, schedule, precision, checkpoints."""
 
     method: Literal["pt", "sft"] = "sft"
@@ -55,16 +56,6 @@ class TrainConfig(LoraFields, ExpertFields):
     num_train_epochs: float | None = Field(default=None, gt=0)
     """Passes over the training rows. Give this or `train_iters`."""
 
-    lr: float = Field(default=1.0e-5, gt=0)
-    """Peak learning rate."""
-    min_lr: float = Field(default=0.0, ge=0)
-    """Learning rate at the end of the decay."""
-    lr_decay_style: Literal["constant", "linear", "cosine"] = "cosine"
-    """Shape of the decay after warm-up."""
-    lr_warmup_fraction: float | None = Field(default=None, ge=0, le=1)
-    """Fraction of all steps in which the rate rises linearly from zero. Give this or `lr_warmup_iters`."""
-    lr_warmup_iters: int = Field(default=0, ge=0)
-    """Steps in which the rate rises linearly from zero."""
     weight_decay: float = Field(default=0.1, ge=0)
     """AdamW's weight decay (not applied to biases and norms)."""
     clip_grad: float = Field(default=1.0, ge=0)
@@ -120,15 +111,7 @@ class TrainConfig(LoraFields, ExpertFields):
         problems = []
         if (self.train_iters is None) == (self.num_train_epochs is None):
             problems.append("give exactly one of train_iters and num_train_epochs")
-        if self.lr_warmup_fraction is not None and self.lr_warmup_iters:
-            problems.append("give only one of lr_warmup_fraction and lr_warmup_iters")
-        if self.train_iters is not None:
-            fraction = self.lr_warmup_fraction
-            warmup = self.lr_warmup_iters if fraction is None else round(fraction * self.train_iters)
-            if warmup >= self.train_iters:
-                problems.append(f"the warm-up ({warmup} steps) must be shorter than train_iters ({self.train_iters})")
-        if self.min_lr > self.lr:
-            problems.append(f"min_lr ({self.min_lr}) must not exceed lr ({self.lr})")
+        problems += self.learning_rate_problems(self.train_iters)
         if self.sequence_parallel and self.tensor_model_parallel_size == 1:
             problems.append("sequence_parallel needs tensor_model_parallel_size of 2 or more")
         problems += self._pipeline_problems()

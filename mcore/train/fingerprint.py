@@ -45,6 +45,8 @@ FIELDS = (
     "exp_avg_sq_dtype",
 )
 """Fields of `train` that decide what is learnt, or what a checkpoint holds."""
+DECAY_FIELDS = ("lr_decay_iters", "lr_wsd_decay_style", "lr_wsd_decay_iters")
+"""The same of runs whose learning rate does not just decay over all steps."""
 EXPERT_FIELDS = tuple(ExpertFields.model_fields)
 """The same of runs that balance experts."""
 LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "use_rslora")
@@ -68,6 +70,7 @@ def fingerprint(
         "train": {name: getattr(config, name) for name in FIELDS}
         | _of_adapters(config)
         | _of_experts(config)
+        | _of_decay(config)
         | {"train_iters": schedule.train_iters, "lr_warmup_iters": schedule.lr_warmup_iters},
         "data": {"train": data, "validation": validation},
         "base": {"weights": weights_digest(base_weights)},
@@ -82,6 +85,13 @@ def weights_digest(folder: Path) -> str:
         with path.open("rb") as file:
             digest.update(file.read(HEAD_BYTES))
     return digest.hexdigest()
+
+
+def _of_decay(config: TrainConfig) -> dict[str, Any]:
+    """Fields of a decay of another length or kind; none of a run that decays over all steps."""
+    if config.lr_decay_iters is None and config.lr_decay_style != "WSD":
+        return {}
+    return {name: getattr(config, name) for name in DECAY_FIELDS}
 
 
 def _of_experts(config: TrainConfig) -> dict[str, Any]:

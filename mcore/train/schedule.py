@@ -31,23 +31,15 @@ class Schedule:
             data: The training samples that epochs are counted in.
 
         Raises:
-            ConfigError: The warm-up leaves no step for the rest.
+            ConfigError: Warm-up and decay do not fit into it.
         """
         train_iters = config.train_iters or data.iterations(config.num_train_epochs or 1.0, config.global_batch_size)
-        fraction = config.lr_warmup_fraction
-        warmup = config.lr_warmup_iters if fraction is None else round(fraction * train_iters)
-        if warmup >= train_iters:
+        if problems := config.length_problems(train_iters):
             raise ConfigError(
-                "the learning rate's warm-up does not fit",
-                [
-                    Problem(
-                        "train.lr_warmup_iters" if fraction is None else "train.lr_warmup_fraction",
-                        f"fewer steps than the run's {train_iters}",
-                        str(warmup),
-                    )
-                ],
+                f"the learning rate does not fit into the run's {train_iters} steps",
+                [Problem(f"train.{field}", found=what) for field, what in problems],
             )
-        return cls(train_iters, warmup)
+        return cls(train_iters, config.warmup_iters(train_iters))
 
 
 def lr_scheduler(config: TrainConfig, schedule: Schedule, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
@@ -64,8 +56,10 @@ def lr_scheduler(config: TrainConfig, schedule: Schedule, optimizer: MegatronOpt
         max_lr=config.lr,
         min_lr=config.min_lr,
         lr_warmup_steps=schedule.lr_warmup_iters,
-        lr_decay_steps=schedule.train_iters,
+        lr_decay_steps=config.decay_iters(schedule.train_iters),
         lr_decay_style=config.lr_decay_style,
+        lr_wsd_decay_style=config.lr_wsd_decay_style,
+        wsd_decay_steps=config.lr_wsd_decay_iters,
         start_wd=config.weight_decay,
         end_wd=config.weight_decay,
         wd_incr_steps=schedule.train_iters,

@@ -82,6 +82,12 @@ TABLE = {
     "train.lr": (1.0e-4, FROM_TRAIN),
     "train.min_lr": (1.0e-6, FROM_TRAIN),
     "train.lr_decay_style": ("linear", FROM_TRAIN),
+    "train.lr_decay_iters": (9, FROM_TRAIN),
+    "train.lr_wsd_decay_style": (
+        {"train.lr_decay_style": "WSD", "train.lr_wsd_decay_iters": 2, "train.lr_wsd_decay_style": "linear"},
+        FROM_TRAIN,
+    ),
+    "train.lr_wsd_decay_iters": ({"train.lr_decay_style": "WSD", "train.lr_wsd_decay_iters": 2}, FROM_TRAIN),
     "train.lr_warmup_fraction": (0.1, FROM_TRAIN),
     "train.lr_warmup_iters": (2, FROM_TRAIN),
     "train.weight_decay": (0.0, FROM_TRAIN),

@@ -8,7 +8,7 @@ import pytest
 
 from configs.schema.train import TrainConfig
 from mcore.errors import ConfigError
-from mcore.train.fingerprint import EXPERT_FIELDS, FIELDS, LORA_FIELDS, claim, fingerprint, weights_digest
+from mcore.train.fingerprint import DECAY_FIELDS, EXPERT_FIELDS, FIELDS, LORA_FIELDS, claim, fingerprint, weights_digest
 from mcore.train.schedule import Schedule
 
 MAY_DIFFER = {
@@ -45,7 +45,7 @@ def mark(base: Path, data: str = "d", **fields: Any) -> dict[str, Any]:
 
 
 def test_every_field_of_training_is_either_in_the_fingerprint_or_named_as_free() -> None:
-    of_some_runs = {*LORA_FIELDS, "target_modules", "modules_to_save", "adapter_load", *EXPERT_FIELDS}
+    of_some_runs = {*LORA_FIELDS, "target_modules", "modules_to_save", "adapter_load", *EXPERT_FIELDS, *DECAY_FIELDS}
     assert set(FIELDS) | of_some_runs | MAY_DIFFER | RESOLVED == set(TrainConfig.model_fields)
     assert not set(FIELDS) & (MAY_DIFFER | RESOLVED | of_some_runs)
 
@@ -60,6 +60,14 @@ def test_adapters_are_told_apart_by_their_settings_and_by_what_they_start_from(b
     (tmp_path / "adapter_model.safetensors").write_text("others")
     marks.append(mark(base, tuner_type="lora", adapter_load=str(tmp_path)))
     assert all(one != other for number, one in enumerate(marks) for other in marks[:number])
+
+
+def test_decays_of_another_length_or_kind_are_told_apart(base: Path) -> None:
+    wsd = {"lr_decay_style": "WSD", "lr_wsd_decay_iters": 3}
+    others = ({}, {"lr_decay_iters": 8}, {"lr_decay_iters": 9}, wsd, {**wsd, "lr_wsd_decay_iters": 4})
+    marks = [mark(base, **other) for other in (*others, {**wsd, "lr_wsd_decay_style": "linear"})]
+    assert all(one != other for number, one in enumerate(marks) for other in marks[:number])
+    assert not set(DECAY_FIELDS) & set(marks[0]["train"])
 
 
 def test_a_run_goes_on_from_its_own_checkpoints_in_any_layout(base: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from mcore.data.template import Sample
 from mcore.errors import ConfigError
 from mcore.train.schedule import Schedule, lr_scheduler
 
-PEAK, END, STEPS, WARMUP = 3e-4, 2e-5, 20, 5
+PEAK, END, STEPS, WARMUP, WSD = 3e-4, 2e-5, 20, 5, 6
 
 
 def samples(count: int) -> TokenDataset:
@@ -22,17 +22,68 @@ def config(**fields: object) -> TrainConfig:
     return TrainConfig.model_validate({"train_iters": STEPS, "lr": PEAK, "min_lr": END, **fields})
 
 
-def closed_formula(style: str, step: int) -> float:
+def closed_formula(style: str, step: int, decay: int = STEPS, at_end: str = "") -> float:
     """Rate of step `step`, counted from 1, written down independently of megatron-core."""
     done = step - 1
     if done <= WARMUP:
         return PEAK * done / WARMUP
-    share = (done - WARMUP) / (STEPS - WARMUP)
+    if done > decay:
+        return END
+    share = (done - WARMUP) / (decay - WARMUP)
+    if style == "inverse-square-root":
+        return max(END, PEAK * math.sqrt(WARMUP / done))
+    if style == "WSD":
+        share = max(0, done - (decay - WSD)) / WSD
+        left = {"linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2, "minus_sqrt": 1 - math.sqrt(share)}
+        return END + (PEAK - END) * (left | {"exponential": 2 * 0.5**share - 1})[at_end]
     if style == "linear":
         return PEAK - (PEAK - END) * share
     if style == "cosine":
         return END + (PEAK - END) * (1 + math.cos(math.pi * share)) / 2
     return PEAK
+
+
+def rates(settings: TrainConfig) -> list[float]:
+    groups = [{"max_lr": PEAK, "min_lr": END, "wd_mult": 1.0, "default_config": True}]
+    scheduler = lr_scheduler(settings, Schedule.from_config(settings, samples(1)), SimpleNamespace(param_groups=groups))
+    found = []
+    for _ in range(STEPS):
+        found.append(groups[0]["lr"])
+        scheduler.step(1)
+    return found
+
+
+@pytest.mark.parametrize("style", ["cosine", "linear", "inverse-square-root"])
+@pytest.mark.parametrize("decay", [12, STEPS, 3 * STEPS])
+def test_a_decay_may_end_before_or_behind_the_run(style: str, decay: int) -> None:
+    settings = config(lr_decay_style=style, lr_decay_iters=decay, lr_warmup_iters=WARMUP)
+    expected = [closed_formula(style, step, decay) for step in range(1, STEPS + 1)]
+    assert rates(settings) == pytest.approx(expected, rel=1e-12, abs=1e-18)
+    assert (expected[-1] == END) == (decay == 12)
+
+
+@pytest.mark.parametrize("at_end", ["exponential", "linear", "cosine", "minus_sqrt"])
+@pytest.mark.parametrize("decay", [None, 15])
+def test_warm_up_stay_and_decay(at_end: str, decay: int | None) -> None:
+    wsd = {"lr_decay_style": "WSD", "lr_wsd_decay_style": at_end, "lr_wsd_decay_iters": WSD, "lr_decay_iters": decay}
+    found = rates(config(lr_warmup_iters=WARMUP, **wsd))
+    expected = [closed_formula("WSD", step, decay or STEPS, at_end) for step in range(1, STEPS + 1)]
+    assert found == pytest.approx(expected, rel=1e-12, abs=1e-18)
+    assert found.count(PEAK) == (decay or STEPS) - WSD - WARMUP + 1
+
+
+def test_a_warm_up_fraction_is_of_the_decay() -> None:
+    settings = config(lr_warmup_fraction=0.25, lr_decay_iters=12)
+    assert Schedule.from_config(settings, samples(1)) == Schedule(STEPS, 3)
+
+
+def test_what_does_not_fit_into_the_run_is_told_when_its_length_is_known() -> None:
+    wsd = {"lr_decay_style": "WSD", "lr_wsd_decay_iters": 3, "lr_warmup_iters": 1}
+    settings = config(train_iters=None, num_train_epochs=1.0, global_batch_size=8, **wsd)
+    assert Schedule.from_config(settings, samples(32)) == Schedule(4, 1)
+    with pytest.raises(ConfigError) as caught:
+        Schedule.from_config(settings, samples(24))
+    assert [problem.subject for problem in caught.value.problems] == ["train.lr_wsd_decay_iters"]
 
 
 @pytest.mark.parametrize("style", ["cosine", "linear", "constant"])
