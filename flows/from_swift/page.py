@@ -67,7 +67,7 @@ def _default(row: Argument) -> str:
     if row.kind != "same" or row.target is None:
         return theirs
     target = table.field(row.target)
-    is_ours = target.read(row.values.get(str(row.default), row.default)) == target.default
+    is_ours = target.read(row.here(row.default)) == target.default
     return theirs if is_ours else f"{theirs}; here `{shown(target.default)}`"
 
 

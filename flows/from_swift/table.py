@@ -62,6 +62,10 @@ class Argument(StrictModel):
     note: str = ""
     """Why, or what to do."""
 
+    def here(self, value: Any) -> Any:
+        """A value, or each of a list, as it is spelt here."""
+        return [self.here(item) for item in value] if isinstance(value, list) else self.values.get(str(value), value)
+
     def default_with(self, tuner_type: str) -> Any:
         """What it is there if it is not given."""
         return self.lora_default if tuner_type == "lora" and self.lora_default is not None else self.default

@@ -108,8 +108,9 @@ def _carry(draft: Draft, row: Argument) -> None:
         draft.note(row, "left out", f"has no effect without --{row.needs}", effect="nothing")
     elif row.kind in {"same", "other"}:
         is_same = row.kind == "same"
-        value = row.values.get(str(value), value)
-        draft.put(row, value, "carried" if is_same else "changed", row.note, comment="" if is_same else row.note)
+        draft.put(
+            row, row.here(value), "carried" if is_same else "changed", row.note, comment="" if is_same else row.note
+        )
     elif row.kind == "always":
         value = plain(value)
         if isinstance(row.always, list) and not isinstance(value, list):
@@ -131,7 +132,7 @@ def _write_default(draft: Draft, row: Argument) -> None:
     target = table.field(row.target)
     if default is None:
         return
-    value = read(target, row.values.get(str(default), default))
+    value = read(target, row.here(default))
     if value != target.default:
         draft.put(row, value, "default", f"{shown(target.default)} here if nothing is said")
 

@@ -28,6 +28,7 @@ RULES: Mapping[str, Rule] = {
     "system": model_and_data.system,
     "loss_scale": model_and_data.loss_scale,
     "num_train_epochs": training.num_train_epochs,
+    "lr_decay_iters": training.lr_decay_iters,
     "global_batch_size": training.global_batch_size,
     "packing": training.packing,
     "padding_free": training.padding_free,

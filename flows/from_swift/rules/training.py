@@ -40,6 +40,14 @@ def packing(draft: Draft, row: Argument) -> None:
         draft.note(row, "changed", "samples of a step share rows without padding, as with padding_free there")
 
 
+def lr_decay_iters(draft: Draft, row: Argument) -> None:
+    """A rate that is constant decays in no number of steps; ours refuses one."""
+    if row.name in draft.given and draft.get("lr_decay_style") == "constant":
+        draft.note(row, "left out", "has no effect with --lr_decay_style constant", effect="nothing")
+    elif row.name in draft.given:
+        draft.put(row, draft.given[row.name], "carried")
+
+
 def global_batch_size(draft: Draft, row: Argument) -> None:
     """Samples in both, but for packs; then `packing` says what is to be done."""
     if row.name in draft.given and not draft.get("packing"):

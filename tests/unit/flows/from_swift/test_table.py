@@ -49,7 +49,7 @@ def test_a_row_is_consistent(row: Argument) -> None:
         is_same = row.target.rpartition(".")[2] == row.name
         assert is_same or row.kind == "other"
         if row.default is not None and row.name not in rules.RULES:
-            read(target, row.values.get(str(row.default), row.default))
+            read(target, row.here(row.default))
     if row.needs is not None:
         assert row.needs.partition(" ")[0] in table.by_name()
         Draft(Command("sft", {}), {}, {}).holds(row.needs)

@@ -153,7 +153,7 @@ def test_what_is_not_said_is_as_there(tuner_type: str) -> None:
         if tuner_type == "full" and row.needs == "tuner_type lora":
             continue
         group, _, name = row.target.partition(".")
-        expected = tuner_type if row.name == "tuner_type" else row.values.get(str(default), default)
+        expected = tuner_type if row.name == "tuner_type" else row.here(default)
         assert run[group][name] == expected, row.name
         compared += 1
     assert compared > 30
@@ -206,7 +206,13 @@ def test_datasets(spec: str, file: str, todo: str) -> None:
 # What is given beside LEAST, a field and its value (or that the run does not say it), and what is told of the argument.
 CASES: list[tuple[str, str, Any, str, str]] = [
     ("--lr 1e-4", "train.lr", 1e-4, "carried", ""),
-    ("--lr_decay_style inverse-square-root", "train.lr_decay_style", None, "left out", "it stays cosine"),
+    ("--lr_decay_style inverse-square-root", "train.lr_decay_style", "inverse-square-root", "carried", ""),
+    ("--lr_decay_style polynomial", "train.lr_decay_style", None, "left out", "it stays cosine"),
+    ("--lr_decay_iters 4", "train.lr_decay_iters", 4, "carried", ""),
+    ("--lr_decay_iters 4 --lr_decay_style constant", "train.lr_decay_iters", None, "left out", "has no effect"),
+    ("--lr_wsd_decay_iters 4", "train.lr_wsd_decay_iters", None, "left out", "has no effect without"),
+    ("--modules_to_save word_embeddings norm --tuner_type lora", "train.modules_to_save", ["word_embeddings", "norm"],
+     "carried", ""),
     ("--save_interval 7", "train.save_steps", 7, "carried", ""),
     ("--sequence_parallel true", "train.sequence_parallel", None, "left out", "no effect without"),
     ("--lora_rank 4", "train.lora_rank", None, "left out", "has no effect without --tuner_type lora"),
@@ -349,3 +355,10 @@ def test_what_no_run_can_be_made_of_is_told_at_once() -> None:
     assert "`mcore-flows train RUN.yaml --base DIR`" in message
     assert "must be a multiple of tensor_model_parallel_size" in refused(LEAST + "--tensor_model_parallel_size 2")
     assert "--model: expected a folder, or org/name" in refused(LEAST + "--model nothing")
+
+
+def test_warm_up_stay_and_decay() -> None:
+    done = of(LEAST + "--lr_decay_style WSD --lr_wsd_decay_iters 2 --lr_wsd_decay_style linear --lr_warmup_iters 1")
+    train = RunConfig.model_validate(as_tree(done.values)).train
+    assert (train.lr_decay_style, train.lr_wsd_decay_iters, train.lr_wsd_decay_style) == ("WSD", 2, "linear")
+    assert "WSD needs lr_wsd_decay_iters" in refused(LEAST + "--lr_decay_style WSD")
