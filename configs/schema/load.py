@@ -124,15 +124,14 @@ def _in_words(finding: ErrorDetails, model: type[BaseModel]) -> str:
 
 
 def _similar_field(place: tuple[int | str, ...], model: type[BaseModel]) -> str | None:
-    """The dotted place that was probably meant: a similar name in the same group, or the name in another group."""
+    """The dotted place that was probably meant: the name in another group, or a similar name in the same group."""
     *groups, name = (str(part) for part in place if isinstance(part, str))
     known = _fields(model)
     prefix = "".join(f"{group}." for group in groups)
     siblings = [path.removeprefix(prefix) for path in known if path.startswith(prefix)]
     close = get_close_matches(name, [sibling for sibling in siblings if "." not in sibling], n=1)
-    if close:
-        return prefix + close[0]
-    return next((path for path in known if path.rpartition(".")[2] == name), None)
+    elsewhere = [path for path in known if path.rpartition(".")[2] == name]
+    return next(iter([*elsewhere, *(prefix + sibling for sibling in close)]), None)
 
 
 def _fields(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -56,6 +56,18 @@ class RunConfig(StrictModel):
             raise ValueError("\n".join(problems))
         return self
 
+    @model_validator(mode="after")
+    def _samples_fit_rows(self) -> Self:
+        length, longest = self.train.packing_length, self.data.max_length
+        if length is not None and length < longest:
+            raise ValueError(f"train.packing_length ({length}) must be at least data.max_length ({longest})")
+        return self
+
+    @property
+    def packing_length(self) -> int | None:
+        """Tokens of a row that samples are packed into; None if they are padded."""
+        return (self.train.packing_length or self.data.max_length) if self.train.packing else None
+
     @property
     def data_parallel_size(self) -> int:
         """Copies of the model that train on different samples."""

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from configs.schema.experts import ExpertFields
 from configs.schema.learning_rate import LearningRateFields
 from configs.schema.lora import LoraFields
+from configs.schema.packing import PackingFields
 
 PIPELINE_FIELDS = (
     "virtual_pipeline_model_parallel_size",
@@ -18,7 +19,7 @@ PIPELINE_FIELDS = (
 """How layers are divided over several pipeline processes."""
 
 
-class TrainConfig(LoraFields, ExpertFields, LearningRateFields):
+class TrainConfig(LoraFields, ExpertFields, LearningRateFields, PackingFields):
     """One training run: method, layout, batch, schedule, precision, checkpoints."""
 
     method: Literal["pt", "sft"] = "sft"
@@ -48,7 +49,7 @@ class TrainConfig(LoraFields, ExpertFields, LearningRateFields):
     """Divide optimizer state over the data parallel group."""
 
     micro_batch_size: int = Field(default=1, ge=1)
-    """Samples a data parallel rank computes at once."""
+    """Samples a data parallel rank computes at once; with `packing`, rows of `packing_length`."""
     global_batch_size: int = Field(default=16, ge=1)
     """Samples a step over all data parallel ranks; the rest is gradient accumulation."""
     train_iters: int | None = Field(default=None, ge=1)
@@ -116,12 +117,15 @@ class TrainConfig(LoraFields, ExpertFields, LearningRateFields):
             problems.append("sequence_parallel needs tensor_model_parallel_size of 2 or more")
         problems += self._pipeline_problems()
         problems += self.expert_problems()
+        problems += self.packing_problems()
         if self.recompute_granularity == "full" and (not self.recompute_method or not self.recompute_num_layers):
             problems.append("recompute_granularity: full needs recompute_method and recompute_num_layers")
         if self.recompute_granularity != "full" and (self.recompute_method or self.recompute_num_layers):
             problems.append("recompute_method and recompute_num_layers belong to recompute_granularity: full")
         problems += self._precision_problems()
         problems += self.lora_problems()
+        if self.packing and self.moe_router_load_balancing_type == "seq_aux_loss":
+            problems.append("moe_router_load_balancing_type: seq_aux_loss needs packing: false; routers see whole rows")
         if self.tuner_type == "lora" and self.save_safetensors:
             problems.append("save_safetensors writes whole weights; tuner_type: lora has adapters only")
         if self.tuner_type == "lora" and self.load_safetensors:

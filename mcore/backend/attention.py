@@ -17,12 +17,17 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
 
+from mcore.backend.packed import PackedSamples
+
 
 class SDPAttention(torch.nn.Module):
     """Causal attention in megatron-core's place for it (`core_attention`): torch's fused kernel wherever it can.
 
     Capped scores and sinks are no part of that kernel. There the scores of all pairs are computed and held, with the
     softmax in fp32, as transformers' eager attention does.
+
+    Packed samples are computed one after the other: on a CPU that takes less time than a mask of all pairs, and than
+    padding them to one length (`docs/decisions/0082`), and no more memory than one sample.
 
     Args:
         config: Of the model; its `softmax_type` `learnable` gives each query head a sink.
@@ -63,11 +68,17 @@ class SDPAttention(torch.nn.Module):
         *,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: Tensor | None = None,
-        packed_seq_params: Any = None,
+        packed_seq_params: PackedSamples | None = None,
     ) -> Tensor:
-        """Attention's output, `[S, B, N * D]`."""
+        """Attention's output, `[S, B, N * D]`; of packed samples, whose tensors have no B, `[S, N * D]`."""
         assert attention_mask is None and attention_bias is None, "this attention is causal and takes no other mask"
-        assert packed_seq_params is None, "packing needs backend transformer_engine"
+        if packed_seq_params is None:
+            return self._whole(query_SBND, key_SBGD, value_SBGD)
+        lengths = list(packed_seq_params.lengths)
+        of_samples = (torch.split(x.unsqueeze(1), lengths) for x in (query_SBND, key_SBGD, value_SBGD))
+        return torch.cat([self._whole(*of_sample) for of_sample in zip(*of_samples, strict=True)]).squeeze(1)
+
+    def _whole(self, query_SBND: Tensor, key_SBGD: Tensor, value_SBGD: Tensor) -> Tensor:
         query_BNSD, key_BGSD, value_BGSD = (x.permute(1, 2, 0, 3) for x in (query_SBND, key_SBGD, value_SBGD))
         attend = self._fused if self.softcap is None and self.softmax_offset is None else self._explicit
         return attend(query_BNSD, key_BGSD, value_BGSD).permute(2, 0, 1, 3).flatten(2)

@@ -14,6 +14,7 @@ from megatron.core.models.common.embeddings.rope_utils import get_pos_emb_on_thi
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
+from mcore.backend.packed import PackedSamples
 from mcore.bridge.features import QueryScale
 
 
@@ -26,13 +27,22 @@ def install_query_scale(model: GPTModel, scale: QueryScale) -> None:
     def multiply(
         module: torch.nn.Module, inputs: tuple[Any, ...], options: Mapping[str, Any]
     ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        assert options.get("packed_seq_params") is None, "positions of packed sequences are not known here"
-        query_SBND = inputs[0]
-        factors_S = position_factors(query_SBND.shape[0], scale, query_SBND.device)
-        return (query_SBND * factors_S[:, None, None, None].to(query_SBND.dtype), *inputs[1:]), options
+        query = inputs[0]  # [S, B, N, D], of packed samples [S, N, D]
+        samples = options.get("packed_seq_params")
+        if samples is None:
+            factors_S = position_factors(query.shape[0], scale, query.device)
+        else:
+            factors_S = packed_factors(samples, scale, query.device)
+        return (query * factors_S.view(-1, *[1] * (query.dim() - 1)).to(query.dtype), *inputs[1:]), options
 
     for layer in model.decoder.layers:
         layer.self_attention.core_attention.register_forward_pre_hook(multiply, with_kwargs=True)
+
+
+def packed_factors(samples: PackedSamples, scale: QueryScale, device: torch.device) -> Tensor:
+    """Factors `[S]`, fp32, of the tokens that this context parallel rank has of packed samples."""
+    shares = (length // parallel_state.get_context_parallel_world_size() for length in samples.lengths)
+    return torch.cat([position_factors(share, scale, device) for share in shares])
 
 
 def position_factors(num_positions: int, scale: QueryScale, device: torch.device) -> Tensor:

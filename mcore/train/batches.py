@@ -6,13 +6,15 @@ Shape suffixes: B micro-batch, S sequence, T trained tokens of the micro-batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mcore.backend.packed import PackedSamples, positions_in_samples
 from mcore.data.template import Sample
+from mcore.train.packing import pack, rows_of_rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,8 @@ class MicroBatch:
     """What one forward pass of one rank reads.
 
     `trained_places_T` are the places, in sequence-first order (`s * B + b`), from which a trained token is predicted;
-    `labels_1T` are those tokens. `padding_BS` is true where there is no token.
+    `labels_1T` are those tokens. `padding_BS` is true where there is no token. With packing there is one row, and
+    `samples` says where in it each begins.
     """
 
     tokens_BS: Tensor
@@ -28,6 +31,12 @@ class MicroBatch:
     padding_BS: Tensor
     trained_places_T: Tensor
     labels_1T: Tensor
+    samples: PackedSamples | None = None
+
+
+def num_tokens(sample: Sample) -> float:
+    """Those that the model reads."""
+    return len(sample.token_ids) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +44,15 @@ class Batching:
     """How the samples of a step are divided over data parallel ranks and micro-batches.
 
     Attributes:
-        micro_batch_size: Samples of one forward pass.
+        micro_batch_size: Samples of one forward pass, or rows that are packed as one.
         data_parallel_size: Ranks that share a step's samples.
         data_parallel_rank: This process among them.
         same_length: Whether all micro-batches of a step have one length, as pipeline stages expect of each other.
         length_multiple: Tokens: lengths are rounded up to a multiple of this.
         count_multiple: Micro-batches of a step are made a multiple of this.
+        packing_length: Tokens of a row that samples are packed into, end to end; None to pad them instead.
+        sample_multiple: Tokens: packed samples are padded to a multiple of this each.
+        cost: What a sample takes to compute, in any unit: packed ones are dealt out by it.
     """
 
     micro_batch_size: int
@@ -49,6 +61,9 @@ class Batching:
     same_length: bool = False
     length_multiple: int = 1
     count_multiple: int = 1
+    packing_length: int | None = None
+    sample_multiple: int = 1
+    cost: Callable[[Sample], float] = num_tokens
 
     def split(self, lengths: Sequence[int]) -> list[list[int]]:
         """Places of this rank's samples, a list a micro-batch.
@@ -74,6 +89,8 @@ class Batching:
             samples: All samples of the step over all ranks, at least one.
             device: Where the tensors go.
         """
+        if self.packing_length is not None:
+            return self._packed(samples, device)
         lengths = [len(sample.token_ids) for sample in samples]
         longest = max(lengths)
         empty = Sample(token_ids=[], loss_mask=[])
@@ -84,8 +101,74 @@ class Batching:
             batches.append(_pad(chosen, self._rounded(length - 1), device))
         return batches
 
+    def describe(self, samples: Sequence[Sample]) -> str:
+        """How many rows the samples of a step fill, and how full they are."""
+        rows = self._rows_of_ranks(samples)
+        places = sum(length for _, length in rows)
+        tokens = sum(len(sample.token_ids) - 1 for sample in samples)
+        most = max(length for _, length in rows)
+        return f"{len(rows)} rows of up to {most} tokens, {tokens / places:.1%} full"
+
+    def _packed(self, samples: Sequence[Sample], device: torch.device) -> list[MicroBatch]:
+        rows = self._rows_of_ranks(samples)
+        first = self.data_parallel_rank * len(rows) // self.data_parallel_size
+        mine = rows[first : first + len(rows) // self.data_parallel_size]
+        longest = max(self._size(sample) for sample in samples)
+        return [
+            _row([(samples[place], self._size(samples[place])) for place in places], length, longest, device)
+            for places, length in mine
+        ]
+
+    def _rows_of_ranks(self, samples: Sequence[Sample]) -> list[tuple[list[int], int]]:
+        """Places of the samples of each row, and the row's length: all rows of the first rank, of the second, ..."""
+        assert self.packing_length is not None
+        sizes = [self._size(sample) for sample in samples]
+        costs = [self.cost(sample) for sample in samples]
+        capacity = max(self.micro_batch_size * self.packing_length, *sizes)
+        rows = pack(sizes, costs, capacity, self.data_parallel_size * self.count_multiple)
+        found = []
+        for rank in range(self.data_parallel_size):
+            of_rank = rows_of_rank(rows, costs, self.data_parallel_size, rank)
+            used = [sum(sizes[place] for place in row) for row in of_rank]
+            lengths = [self._rounded(max(used) if self.same_length else length) for length in used]
+            found += list(zip(of_rank, lengths, strict=True))
+        return found
+
+    def _size(self, sample: Sample) -> int:
+        return _up(max(1, len(sample.token_ids) - 1), self.sample_multiple)
+
     def _rounded(self, length: int) -> int:
-        return max(1, math.ceil(length / self.length_multiple)) * self.length_multiple
+        return _up(max(1, length), math.lcm(self.length_multiple, self.sample_multiple))
+
+
+def _up(number: int, multiple: int) -> int:
+    return math.ceil(number / multiple) * multiple
+
+
+def _row(chosen: Sequence[tuple[Sample, int]], length: int, longest: int, device: torch.device) -> MicroBatch:
+    """Samples end to end, each with as many places as it says."""
+    sizes = [size for _, size in chosen]
+    rest = length - sum(sizes)
+    # Attention goes over padding too: in pieces that cost no more than a sample.
+    sizes += [min(longest, rest - start) for start in range(0, rest, longest)]
+    ids_S, labels_S = (torch.zeros(length, dtype=torch.int64) for _ in range(2))
+    is_token_S, trained_S = (torch.zeros(length, dtype=torch.bool) for _ in range(2))
+    start = 0
+    for sample, size in chosen:
+        places = slice(start, start + len(sample.token_ids) - 1)
+        sample_ids = torch.as_tensor(sample.token_ids, dtype=torch.int64)
+        ids_S[places], labels_S[places], is_token_S[places] = sample_ids[:-1], sample_ids[1:], True
+        trained_S[places] = torch.as_tensor(sample.loss_mask, dtype=torch.bool)[1:]
+        start += size
+    places_T = trained_S.nonzero().squeeze(1)
+    return MicroBatch(
+        tokens_BS=ids_S[None].to(device),
+        position_ids_BS=positions_in_samples(sizes)[None].to(device),
+        padding_BS=~is_token_S[None].to(device),
+        trained_places_T=places_T.to(device),
+        labels_1T=labels_S[places_T][None].to(device),
+        samples=PackedSamples.of(sizes, device),
+    )
 
 
 def _pad(samples: Sequence[Sample], length: int, device: torch.device) -> MicroBatch:

@@ -53,6 +53,7 @@ class Loop:
         device: Where inputs go.
         stop: Whether this process was asked to stop.
         hf_config: Mapping of the base model's `config.json`.
+        packing_length: Tokens of a row that samples are packed into; None to pad them instead.
     """
 
     config: TrainConfig
@@ -66,6 +67,7 @@ class Loop:
     device: torch.device
     stop: StopRequest
     hf_config: Mapping[str, Any]
+    packing_length: int | None = None
 
     def __post_init__(self) -> None:
         self.dims = dims_of(self.hf_config)
@@ -78,6 +80,8 @@ class Loop:
             same_length=self.layout.pipeline_model_parallel_size > 1,
             length_multiple=self.layout.tensor_model_parallel_size if self.layout.sequence_parallel else 1,
             count_multiple=self.config.interleaved_stages,
+            packing_length=self.packing_length,
+            cost=self._cost,
         )
 
     def run(self, position: Position) -> None:
@@ -99,6 +103,9 @@ class Loop:
                 logging_steps=self.config.logging_steps,
                 world_size=dist.get_world_size(),
             )
+            if self.packing_length is not None and first < last:
+                samples = self.data.batch(first * self.config.global_batch_size, self.config.global_batch_size)
+                say(f"train: packing: iteration {first + 1} takes {self.batching.describe(samples)}")
         try:
             if first == 0:
                 self.validate(0)
@@ -258,6 +265,9 @@ class Loop:
             forward_only=not train,
         )
         return float(sum(record["loss_sum"].double() for record in losses))
+
+    def _cost(self, sample: Sample) -> float:
+        return model_flops(self.dims, [len(sample.token_ids)], int(sum(sample.loss_mask)))
 
     def _sum_over_ranks(self, loss_sum: float, *others: float) -> list[float]:
         """Sums over all ranks; the loss only counts once for each tensor parallel group."""

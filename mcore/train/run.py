@@ -29,6 +29,7 @@ from mcore.train.housekeeping import remove_unfinished
 from mcore.train.loop import Loop
 from mcore.train.metrics import SUMMARY
 from mcore.train.model import build_training, engine_problems
+from mcore.train.packing_options import packing_problems
 from mcore.train.schedule import Schedule
 from mcore.train.stop import StopRequest
 from mcore.train.tuners.options import LoraOptions, adapter_problems
@@ -60,7 +61,7 @@ def train(run: RunConfig, base: Path, output: Path, stop: StopRequest | None = N
     layout = Layout.of(config)
     start = open_base(base, run)
     parallel.start(layout, seed=config.seed)
-    _check(config, layout, start)
+    _check(run, layout, start)
     method = import_module(f"mcore.train.methods.{config.method}")
     data, validation = method.datasets(run.data, start.hf)
     schedule = Schedule.from_config(config, data)
@@ -92,14 +93,17 @@ def train(run: RunConfig, base: Path, output: Path, stop: StopRequest | None = N
         device=parallel.device(),
         stop=stop or StopRequest(),
         hf_config=start.hf_config,
+        packing_length=run.packing_length,
     )
     loop.run(position)
 
 
-def _check(config: TrainConfig, layout: Layout, base: Base) -> None:
+def _check(run: RunConfig, layout: Layout, base: Base) -> None:
+    config = run.train
     problems = layout.problems(base.hf_config, padded_vocab_size=base.padded_vocab_size)
     problems += layout.training_problems(base.hf_config)
     problems += balancing_problems(config, base.hf_config)
+    problems += packing_problems(config, base.hf_config, run.data.max_length)
     features = family_of_config(base.hf_config).features(base.hf_config)
     backend = resolve_backend(config.backend, features)
     if config.backend == "auto" and backend != resolve_backend("auto"):

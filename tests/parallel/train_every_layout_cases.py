@@ -85,6 +85,7 @@ BALANCING = {
     "moe_aux_loss_coeff": 0.1,
     "moe_z_loss_coeff": 0.01,
     "moe_router_bias_update_rate": 0.01,
+    "packing": False,  # the loss is one over each sample
 }
 RESUMED = {"ep2": "pp2_vpp2", "pp2_vpp2": "tp2_sp_ep2", "tp2_sp": "ep2", "dp2": "tp2_sp"}
 """Runs of the model with experts that are taken back to half, and the case whose layout they go on in."""

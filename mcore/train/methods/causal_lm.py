@@ -38,7 +38,7 @@ def forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple
     batch, config = next(batches), get_model_config(model)
     if get_attr_wrapped_model(model, "post_process"):
         get_attr_wrapped_model(model, "_postprocess").places_T = batch.trained_places_T
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {} if batch.samples is None else {"packed_seq_params": batch.samples}
     if config.num_moe_experts is not None:
         options["padding_mask"] = batch.padding_BS
         if config.sequence_parallel and not get_attr_wrapped_model(model, "pre_process"):

@@ -77,6 +77,8 @@ TABLE = {
     "train.use_distributed_optimizer": (False, FROM_TRAIN),
     "train.micro_batch_size": (2, FROM_TRAIN),
     "train.global_batch_size": (32, FROM_TRAIN),
+    "train.packing": (False, FROM_TRAIN),
+    "train.packing_length": (4096, FROM_TRAIN),
     "train.train_iters": (20, FROM_TRAIN),
     "train.num_train_epochs": ({"train.num_train_epochs": 1.0, "train.train_iters": None}, FROM_TRAIN),
     "train.lr": (1.0e-4, FROM_TRAIN),

@@ -23,6 +23,8 @@ MAY_DIFFER = {
     "decoder_first_pipeline_num_layers",
     "decoder_last_pipeline_num_layers",
     "micro_batch_size",
+    "packing",  # which samples share a row changes no more than which share a micro-batch
+    "packing_length",
     "cross_entropy_chunk_tokens",
     "gradient_accumulation_fusion",
     "recompute_granularity",

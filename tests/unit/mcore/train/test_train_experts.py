@@ -44,8 +44,8 @@ def trained(folder: Path, name: str, output: str, **options: Any) -> Path:
     [
         # A micro-batch is the whole step, as the reference's is.
         {"moe_router_load_balancing_type": "aux_loss", "micro_batch_size": 8},
-        {"moe_router_load_balancing_type": "seq_aux_loss", "micro_batch_size": 2},
-        {"moe_router_load_balancing_type": "seq_aux_loss", "recompute_granularity": "full"}
+        {"moe_router_load_balancing_type": "seq_aux_loss", "micro_batch_size": 2, "packing": False},
+        {"moe_router_load_balancing_type": "seq_aux_loss", "packing": False, "recompute_granularity": "full"}
         | {"recompute_method": "uniform", "recompute_num_layers": 1},
     ],
     ids=["aux_loss", "seq_aux_loss", "recomputed"],
