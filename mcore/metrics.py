@@ -2,6 +2,10 @@
 
 A training line has `iteration`, `loss`, `grad_norm`, `lr`, `step_time_s`, `tokens_per_s`, `mfu` (null on CPU),
 `memory_gib`, `consumed_samples`, `consumed_tokens`, `time`. A validation line has `iteration`, `validation_loss`.
+
+A step whose update was left out has `skipped`, which says why, in place of its `loss`. Where the run went back to a
+checkpoint, what it undid is dropped, and a line of the next `iteration` has `skipped`, the `bad_iteration` and
+`passed_over_samples`. A line with `changed` says what became different while the run was not running.
 """
 
 from __future__ import annotations

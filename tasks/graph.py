@@ -47,6 +47,9 @@ _EVALUATION = (
 FILE_FIELDS = frozenset({"data.dataset", "data.val_dataset", "evaluate.suite", "evaluate.perplexity_dataset"})
 """Fields that name files: their content goes into the key, their place does not."""
 
+WITHOUT_EFFECT = frozenset({"train.async_save", "train.exit_duration_in_mins", "train.accept_changed_data"})
+"""Fields of groups that stages read, of which nothing depends that comes out of a stage."""
+
 ADAPTER_FIELD, ADAPTER_FILES = "train.adapter_load", ("adapter_config.json", "adapter_model.safetensors")
 """A field that names a folder, and what is read of it."""
 
@@ -169,7 +172,7 @@ def fields_read(stage: Stage) -> tuple[str, ...]:
         else:
             group = RunConfig.model_fields[name].annotation
             names += [f"{name}.{field_name}" for field_name in group.model_fields]  # type: ignore[union-attr]
-    return tuple(names)
+    return tuple(name for name in names if name not in WITHOUT_EFFECT)
 
 
 def _ingredient(run: RunConfig, name: str, store: Store) -> Any:

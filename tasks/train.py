@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import yaml
 
 from mcore.artifacts import ArtifactRef
+from mcore.errors import Problem, StoppedError, TrainingError
+from mcore.select import read_tracker
 from tasks.progress import TrainingProgress
 from tasks.stage import Job, stage
 
@@ -21,7 +24,8 @@ def train(job: Job, *, base: ArtifactRef, proof: ArtifactRef) -> None:
     run_file.write_text(yaml.safe_dump(job.run.model_dump(mode="json"), sort_keys=False))
     num_ranks, num_cores = job.run.launch.nproc_per_node, len(os.sched_getaffinity(0))
     progress = TrainingProgress(job)
-    job.launch(
+    launch_until_complete(
+        job,
         [
             # The address keeps torchrun from asking what the host is called, which not every host can answer.
             job.interpreter, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
@@ -36,3 +40,35 @@ def train(job: Job, *, base: ArtifactRef, proof: ArtifactRef) -> None:
         on_tick=progress.tick,
     )  # fmt: skip
     progress.tick(now=True)
+
+
+def launch_until_complete(job: Job, argv: list[str], **options: Any) -> None:
+    """Start training, and start it again as often as it saves and leaves before its end; that is no failure of it.
+
+    Training leaves so at the end of `train.exit_duration_in_mins`, and if its processes are asked to stop by somebody
+    else than this run.
+
+    Args:
+        job: The stage's.
+        argv: The command.
+        options: As in `mcore.launch.run`.
+
+    Raises:
+        TrainingError: It left without a checkpoint further on than the one that it had begun with.
+    """
+    while True:
+        begun_at = read_tracker(job.output)
+        try:
+            job.launch(argv, **options)
+        except StoppedError as stopped:
+            if read_tracker(job.output) == begun_at:
+                problem = Problem(
+                    str(job.output),
+                    "a checkpoint further on after each start",
+                    f"iteration {begun_at} again" if begun_at is not None else "none",
+                    "Give it more time (train.exit_duration_in_mins), or find out what stops it.",
+                )
+                raise TrainingError("training makes no progress between its stops", [problem]) from stopped
+            job.say(f"{stopped.summary}; training is started again")
+        else:
+            return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from configs.schema.run import RunConfig
 from mcore.backend.layout import Layout
 from mcore.backend.model import build_model
 from mcore.backend.parallel import parallel_processes
-from mcore.train.checkpoint import hand_results_over_in_this_process
+from mcore.train.writing import results_of_this_rank
 from tests.tiny_models import PADDED_VOCAB_SIZE, fill, mcore_tensors, tiny_hf_model
 
 CHAT_TEMPLATE = (
@@ -41,9 +41,12 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return wrapped
 
 
-def make_base(folder: Path, name: str) -> tuple[PreTrainedModel, dict[str, Any]]:
+def make_base(
+    folder: Path, name: str, change: Callable[[PreTrainedModel], None] = lambda model: None
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Write a base as `mcore.bridge convert` does. Returns the same model as transformers has it, and its config."""
     model, hf_config = tiny_hf_model(name)
+    change(model)
     tensors = mcore_tensors(model, hf_config, padded_vocab_size=PADDED_VOCAB_SIZE)
     with parallel_processes(Layout()):
         module = build_model(
@@ -55,7 +58,7 @@ def make_base(folder: Path, name: str) -> tuple[PreTrainedModel, dict[str, Any]]
         )
         fill(module, tensors)
         (folder / "release").mkdir(parents=True)
-        hand_results_over_in_this_process()
+        results_of_this_rank()
         dist_checkpointing.save({"model": module.sharded_state_dict()}, str(folder / "release"))
     (folder / "latest_checkpointed_iteration.txt").write_text("release")
     tiny_tokenizer().save_pretrained(folder / "hf")

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from configs.schema.experts import ExpertFields
 from configs.schema.learning_rate import LearningRateFields
+from configs.schema.long_runs import LongRunFields
 from configs.schema.lora import LoraFields
 from configs.schema.packing import PackingFields
 
@@ -19,7 +20,7 @@ PIPELINE_FIELDS = (
 """How layers are divided over several pipeline processes."""
 
 
-class TrainConfig(LoraFields, ExpertFields, LearningRateFields, PackingFields):
+class TrainConfig(LoraFields, ExpertFields, LearningRateFields, PackingFields, LongRunFields):
     """One training run: method, layout, batch, schedule, precision, checkpoints."""
 
     method: Literal["pt", "sft"] = "sft"
@@ -117,6 +118,7 @@ class TrainConfig(LoraFields, ExpertFields, LearningRateFields, PackingFields):
             problems.append("sequence_parallel needs tensor_model_parallel_size of 2 or more")
         problems += self._pipeline_problems()
         problems += self.expert_problems()
+        problems += self.long_run_problems()
         problems += self.packing_problems()
         if self.recompute_granularity == "full" and (not self.recompute_method or not self.recompute_num_layers):
             problems.append("recompute_granularity: full needs recompute_method and recompute_num_layers")

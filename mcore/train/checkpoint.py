@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import queue
 import random
 import shutil
 from collections.abc import Mapping
@@ -26,7 +25,6 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from mcore.backend.layout import Layout
@@ -38,6 +36,9 @@ from mcore.select import TRACKER, completeness_problems, iteration_dir
 from mcore.train import adam
 from mcore.train.housekeeping import remove_iteration
 from mcore.train.model import Training
+from mcore.train.moments import refuse_other_moments, whole_state
+from mcore.train.position import Position
+from mcore.train.writing import Writing, results_of_this_rank
 
 OPTIMIZER_FORMAT = {
     "distrib_optim_sharding_type": "fully_reshardable",
@@ -48,17 +49,53 @@ OPTIMIZER_FORMAT = {
 }
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Position:
-    """How far a run has come."""
+class Saving:
+    """A checkpoint that is being made, from `begin` to `finish`; until then no tracker names it."""
 
-    iteration: int = 0
-    consumed_samples: int = 0
-    consumed_tokens: int = 0
+    def __init__(self, output: Path, position: Position, writing: Writing) -> None:
+        self.position = position
+        self._output = output
+        self._writing = writing
+
+    @property
+    def is_written(self) -> bool:
+        """Whether this rank has written its part."""
+        return self._writing.is_done
+
+    @property
+    def seconds(self) -> float:
+        """How long this rank wrote."""
+        return self._writing.seconds
+
+    def finish(self) -> None:
+        """Wait until all of it is on disk, check it, and name it in the tracker; all ranks call it.
+
+        Raises:
+            CheckpointError: What was written is not complete. The tracker still names the one before.
+        """
+        iteration = self.position.iteration
+        self._writing.finish()
+        if dist.get_rank() == 0:
+            folder = iteration_dir(self._output, iteration)
+            fsync_folder(folder)
+            fsync_path(self._output)
+            problems = completeness_problems(folder)
+            if problems:
+                raise CheckpointError(f"iteration {iteration} was not written completely", problems)
+            write_durably(self._output / TRACKER, str(iteration))
+        dist.barrier()
 
 
-def save(output: Path, training: Training, position: Position, layout: Layout, settings: Mapping[str, Any]) -> None:
-    """Write the checkpoint of an iteration; all ranks call it.
+def begin(
+    output: Path,
+    training: Training,
+    position: Position,
+    layout: Layout,
+    settings: Mapping[str, Any],
+    *,
+    in_background: bool = False,
+) -> Saving:
+    """Begin to write the checkpoint of an iteration; all ranks call it, and then `finish`.
 
     Args:
         output: The run's folder.
@@ -66,9 +103,10 @@ def save(output: Path, training: Training, position: Position, layout: Layout, s
         position: Where the run stands.
         layout: How the model is divided.
         settings: Plain values for Megatron's `args`, so that its tools can tell what the checkpoint is.
+        in_background: Whether `training` may change before `finish`.
 
     Raises:
-        CheckpointError: What was written is not complete. The tracker still names the one before.
+        CheckpointError: megatron-core did not gather the optimizer's state rightly.
     """
     folder = iteration_dir(output, position.iteration)
     if dist.get_rank() == 0:
@@ -76,8 +114,8 @@ def save(output: Path, training: Training, position: Position, layout: Layout, s
             remove_iteration(output, position.iteration)
         folder.mkdir(parents=True)
     dist.barrier()
-    hand_results_over_in_this_process()
-    state = _state(training, layout, position.iteration, is_loading=False)
+    results_of_this_rank()
+    state = _state(training, layout, position.updates, is_loading=False)
     state["opt_param_scheduler"] = training.scheduler.state_dict()
     state["position"] = dataclasses.asdict(position)
     state["iteration"] = position.iteration
@@ -93,16 +131,10 @@ def save(output: Path, training: Training, position: Position, layout: Layout, s
             "data_parallel_size": parallel_state.get_data_parallel_world_size(),
         }
     )
-    dist_checkpointing.save(state, str(folder), content_metadata=dict(OPTIMIZER_FORMAT))
-    dist.barrier()
-    if dist.get_rank() == 0:
-        fsync_folder(folder)
-        fsync_path(output)
-        problems = completeness_problems(folder)
-        if problems:
-            raise CheckpointError(f"iteration {position.iteration} was not written completely", problems)
-        write_durably(output / TRACKER, str(position.iteration))
-    dist.barrier()
+    request = dist_checkpointing.save(
+        state, str(folder), async_sharded_save=True, content_metadata=dict(OPTIMIZER_FORMAT)
+    )
+    return Saving(output, position, Writing(request, from_copies=in_background))
 
 
 def load(folder: Path, training: Training, layout: Layout) -> Position:
@@ -114,9 +146,10 @@ def load(folder: Path, training: Training, layout: Layout) -> Position:
         layout: How the model is divided now. If it was divided otherwise, the generators stay as they are seeded.
 
     Raises:
-        CheckpointError: The checkpoint holds other things than the run needs.
+        CheckpointError: The checkpoint does not hold what the run needs, or the optimizer did not take what it holds.
     """
-    read_dist_tensors(folder)  # torch unpickles whatever `.metadata` names; this refuses all but plain values
+    # torch unpickles whatever `.metadata` names; this refuses all but plain values.
+    stored = read_dist_tensors(folder)
     common = dist_checkpointing.load_common_state_dict(str(folder))
     saved = common["args"]
     same_layout = _generators(saved, getattr(saved, "data_parallel_size", 1)) == _generators(
@@ -139,7 +172,9 @@ def load(folder: Path, training: Training, layout: Layout) -> Position:
     training.scheduler.load_state_dict(loaded["opt_param_scheduler"])
     if same_layout:
         _set_rng_state(loaded["rng_state"][0])
-    return Position(**loaded["position"])
+    position = Position(**loaded["position"])
+    refuse_other_moments(training, folder, stored, updates=position.updates)
+    return position
 
 
 def copy_hf_files(hf: Path, hf_config: Mapping[str, Any], output: Path) -> None:
@@ -163,9 +198,9 @@ def copy_hf_files(hf: Path, hf_config: Mapping[str, Any], output: Path) -> None:
     fsync_path(output)
 
 
-def _state(training: Training, layout: Layout, iteration: int, *, is_loading: bool) -> dict[str, Any]:
+def _state(training: Training, layout: Layout, updates: int, *, is_loading: bool) -> dict[str, Any]:
     model, metadata = training.sharded_weights(), dict(OPTIMIZER_FORMAT)
-    with adam.step_count_everywhere(training.optimizer, iteration):
+    with adam.step_count_everywhere(training.optimizer, updates), whole_state(training.optimizer):
         optimizer = training.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata)
     of_experts = [part for key, part in optimizer.items() if isinstance(key, int)]  # if they have one of their own
     for part in (optimizer, *of_experts):
@@ -205,13 +240,3 @@ def _set_rng_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch_rng_state"])
     torch.cuda.set_rng_state(state["cuda_rng_state"])
     tensor_parallel.get_cuda_rng_tracker().set_states(state["rng_tracker_states"])
-
-
-def hand_results_over_in_this_process() -> None:
-    """Keep the queue of a synchronous save's results in the process that both fills and empties it.
-
-    megatron-core keeps it in a process of its own, which costs 2.5 s to start and dies of the very SIGTERM that asks a
-    whole process tree to save and leave.
-    """
-    if filesystem_async._results_queue is None:
-        filesystem_async._results_queue = queue.Queue()

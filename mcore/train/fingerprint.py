@@ -47,6 +47,8 @@ FIELDS = (
 """Fields of `train` that decide what is learnt, or what a checkpoint holds."""
 DECAY_FIELDS = ("lr_decay_iters", "lr_wsd_decay_style", "lr_wsd_decay_iters")
 """The same of runs whose learning rate does not just decay over all steps."""
+DATA_FIELDS = ("train.global_batch_size",)
+"""Entries that say how the data are cut into batches."""
 EXPERT_FIELDS = tuple(ExpertFields.model_fields)
 """The same of runs that balance experts."""
 LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "use_rslora")
@@ -114,8 +116,20 @@ def _of_adapters(config: TrainConfig) -> dict[str, Any]:
     return of_adapters
 
 
-def claim(output: Path, mine: dict[str, Any]) -> None:
+Changes = dict[str, list[Any]]
+"""What differs from how a run was started: names, each with its value then and now."""
+
+
+def claim(output: Path, mine: dict[str, Any], *, accept_changed_data: bool = False) -> Changes:
     """Make `output` this run's folder, or check that it is. Nothing is written into a folder that is not.
+
+    Args:
+        output: The run's folder.
+        mine: This start's fingerprint.
+        accept_changed_data: Whether the data and how they are cut into batches may differ.
+
+    Returns:
+        What of that does; it has to be recorded, and `renew` be called.
 
     Raises:
         ConfigError: It holds checkpoints of a run with another fingerprint, or something that is no run.
@@ -131,16 +145,22 @@ def claim(output: Path, mine: dict[str, Any]) -> None:
     except (OSError, ValueError) as exc:
         raise ConfigError("the output folder can't be resumed", [Problem(str(path), "a JSON file", str(exc))]) from exc
     if found == mine:
-        return
-    if iterations_in(output):
-        raise ConfigError(
-            "the output folder belongs to another run",
-            _differences(found, mine)
-            if isinstance(found, dict)
-            else [Problem(str(path), "a JSON object", type(found).__name__)],
-        )
-    # Without a checkpoint there is nothing to go on from, so nothing that could be mixed up.
-    write_durably(path, json.dumps(mine, indent=2) + "\n")
+        return {}
+    if not iterations_in(output):  # nothing to go on from, so nothing that could be mixed up
+        renew(output, mine)
+        return {}
+    if not isinstance(found, dict):
+        problems = [Problem(str(path), "a JSON object", type(found).__name__)]
+        raise ConfigError("the output folder belongs to another run", problems)
+    changes = _changes(found, mine)
+    if not accept_changed_data or not all(map(_is_of_data, changes)):
+        raise ConfigError("the output folder belongs to another run", _problems(changes, accept_changed_data))
+    return changes
+
+
+def renew(output: Path, mine: dict[str, Any]) -> None:
+    """Write a run's fingerprint."""
+    write_durably(output / FILE_NAME, json.dumps(mine, indent=2) + "\n")
 
 
 def _refuse_foreign(output: Path) -> None:
@@ -160,18 +180,31 @@ def _refuse_foreign(output: Path) -> None:
         )
 
 
-def _differences(found: dict[str, Any], mine: dict[str, Any]) -> list[Problem]:
+def _changes(found: dict[str, Any], mine: dict[str, Any]) -> Changes:
     before, now = dict(_flat(found)), dict(_flat(mine))
+    return {
+        name: [before.get(name), now.get(name)]
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    }
+
+
+def _problems(changes: Changes, accept_changed_data: bool) -> list[Problem]:
+    also = "" if accept_changed_data else ", or set train.accept_changed_data"
     return [
         Problem(
             name,
-            f"{before.get(name, 'nothing')}, as the run was started with",
-            str(now.get(name, "nothing")),
-            "Go on with the same setting, or name another --output.",
+            f"{'nothing' if before is None else before}, as the run was started with",
+            str("nothing" if now is None else now),
+            f"Go on with the same setting, or name another --output{also * _is_of_data(name)}.",
         )
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
+        for name, (before, now) in changes.items()
+        if not (accept_changed_data and _is_of_data(name))
     ]
+
+
+def _is_of_data(name: str) -> bool:
+    return name.startswith("data.") or name in DATA_FIELDS
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -20,21 +20,38 @@ from configs.schema.train import TrainConfig
 from mcore.backend.balancing import set_trained_share, take_expert_tokens
 from mcore.backend.layout import Layout
 from mcore.bridge.families import dims_of
-from mcore.bridge.hf_config import HF_FOLDER
-from mcore.bridge.live_export import save_safetensors
 from mcore.data.dataset import TokenDataset
 from mcore.data.template import Sample
 from mcore.errors import Problem, StoppedError, TrainingError
 from mcore.progress import Advance, progress, say
-from mcore.train import checkpoint
+from mcore.train.bad_steps import put_back, router_biases, update_unless, what_is_wrong
 from mcore.train.batches import Batching, MicroBatch
-from mcore.train.checkpoint import Position
-from mcore.train.housekeeping import prune, safetensors_dir
 from mcore.train.metrics import Step, TrainingLog, model_flops
 from mcore.train.model import Training
+from mcore.train.position import Position
+from mcore.train.saving import Saver
 from mcore.train.schedule import Schedule
-from mcore.train.stop import StopRequest
+from mcore.train.stop import StopRequest, TimeLimit
 from mcore.train.tuners.dropout import seed_step
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a step; all ranks have the same.
+
+    Attributes:
+        step: Its figures.
+        wrong: What is wrong with it, so that its update was left out; else empty.
+        is_asked: Whether any rank was asked to stop.
+        is_late: Whether the run's time is up.
+        num_writing: Ranks that still write a checkpoint.
+    """
+
+    step: Step
+    wrong: str
+    is_asked: bool
+    is_late: bool
+    num_writing: int
 
 
 @dataclass(kw_only=True)
@@ -72,6 +89,15 @@ class Loop:
     def __post_init__(self) -> None:
         self.dims = dims_of(self.hf_config)
         self.log: TrainingLog | None = None  # rank 0's
+        self.time_limit = TimeLimit(self.config.exit_duration_in_mins, self.stop.since_s)
+        self.saver = Saver(
+            config=self.config,
+            schedule=self.schedule,
+            layout=self.layout,
+            output=self.output,
+            training=self.training,
+            hf_config=self.hf_config,
+        )
         self.forward_backward = get_forward_backward_func()
         self.batching = Batching(
             micro_batch_size=self.config.micro_batch_size,
@@ -88,8 +114,8 @@ class Loop:
         """Train from `position` to the end.
 
         Raises:
-            StoppedError: SIGTERM came; the step was finished and saved.
-            TrainingError: A loss or a gradient is not finite.
+            StoppedError: SIGTERM came, or the time was up; the step was finished and saved.
+            TrainingError: A loss or a gradient is not finite or a spike, and the run must not pass over it.
         """
         first, last = position.iteration, self.schedule.train_iters
         bar: AbstractContextManager[Advance] = nullcontext(lambda count=1, note="": None)
@@ -99,78 +125,131 @@ class Loop:
                 self.output,
                 iteration=first if first else -1,
                 consumed_tokens=position.consumed_tokens,
-                global_batch_size=self.config.global_batch_size,
                 logging_steps=self.config.logging_steps,
                 world_size=dist.get_world_size(),
             )
-            if self.packing_length is not None and first < last:
-                samples = self.data.batch(first * self.config.global_batch_size, self.config.global_batch_size)
-                say(f"train: packing: iteration {first + 1} takes {self.batching.describe(samples)}")
         try:
             if first == 0:
                 self.validate(0)
-            elif self.config.save_safetensors and not safetensors_dir(self.output, first).exists():
-                self.write_safetensors(first)  # the run was killed before it could
+            else:
+                self.saver.make_up(first)
             with bar as advance:
                 self._steps(position, advance)
             if self.log:
                 self.log.summarise()
+        except TrainingError:  # which all ranks raise
+            self.saver.finish()
+            raise
         finally:
             if self.log:
                 self.log.close()
 
     def _steps(self, position: Position, advance: Advance) -> None:
         last = self.schedule.train_iters
-        eval_steps = self.config.eval_steps or self.config.save_steps
-        for iteration in range(position.iteration + 1, last + 1):
-            step, stopping = self.step(iteration)
-            position = Position(
-                iteration, iteration * self.config.global_batch_size, position.consumed_tokens + step.tokens
-            )
-            note = self.log.step(step, last=iteration == last) if self.log else ""
-            advance(1, note)
-            if iteration % eval_steps == 0 or iteration == last:
-                self.validate(iteration)
-            if iteration % self.config.save_steps == 0 or iteration == last or stopping:
-                self.save(position)
-            if stopping and iteration < last:
-                raise StoppedError(
-                    f"asked to stop: iteration {iteration} of {last} is saved",
-                    [Problem(str(self.output), fix="Run the same command again to go on.")],
-                )
+        while position.iteration < last:
+            before, outcome = position, self.step(position)
+            position = self._pass_over(position, outcome) if outcome.wrong else self._record(position, outcome.step)
+            note = f"loss {outcome.step.loss:.4f}, {outcome.step.tokens_per_s:.0f} tokens/s"
+            advance(position.iteration - before.iteration, note)
+            if position.iteration > before.iteration:
+                self._validate_and_save(position, outcome)
 
-    def step(self, iteration: int) -> tuple[Step, bool]:
-        """Make one step. Returns it, and whether any rank was asked to stop.
+    def _record(self, position: Position, step: Step) -> Position:
+        """Record a good step. Returns the position behind it."""
+        remembered = None if self.config.loss_spike_factor is None else step.loss
+        num_samples = self.config.global_batch_size
+        position = position.after(num_samples=num_samples, num_tokens=step.tokens, loss=remembered)
+        if self.log:
+            is_last = position.iteration == self.schedule.train_iters
+            self.log.step(step, consumed_samples=position.consumed_samples, last=is_last)
+        return position
+
+    def _pass_over(self, position: Position, outcome: Outcome) -> Position:
+        """Record a bad step. Returns where the run goes on.
 
         Raises:
-            TrainingError: Its loss or gradient is not finite; names the samples.
+            TrainingError: It must not; names the samples.
         """
+        iteration, size = position.iteration + 1, self.config.global_batch_size
+        why = f"iteration {iteration}: {outcome.wrong}"
+        is_skipped = self.config.bad_step_policy == "skip"
+        so_far = position.bad_in_a_row if is_skipped else position.rollbacks
+        if self.config.bad_step_policy == "stop" or so_far == self.config.max_bad_steps:
+            places = range(position.consumed_samples, position.consumed_samples + size)
+            samples = (
+                Problem(f"sample {self.data.sample_index(place)} ({sample.place})")
+                for place, sample in zip(places, self.data.batch(places.start, size), strict=True)
+            )
+            behind = f" ({so_far} bad steps {'in a row' if is_skipped else 'led back'} before)" if so_far else ""
+            raise TrainingError(why + behind, samples)
+        if is_skipped:
+            position = position.after_skipping(num_samples=size)
+            if self.log:
+                say(f"{why}; its update is left out")
+                self.log.bad_step(iteration, outcome.wrong, consumed_samples=position.consumed_samples)
+            return position
+        to = self.saver.load_last_on_schedule(why)
+        position = position.after_rollback(to, num_samples=size)
+        if self.log:
+            passed_over = position.consumed_samples - to.consumed_samples
+            say(f"{why}; back to iteration {to.iteration}, and on from there {passed_over} samples further on")
+            self.log.go_back(to.iteration, to.consumed_tokens)
+            figures = {"passed_over_samples": passed_over, "rollbacks": position.rollbacks}
+            self.log.bad_step(to.iteration + 1, outcome.wrong, bad_iteration=iteration, **figures)
+        return position
+
+    def _validate_and_save(self, position: Position, outcome: Outcome) -> None:
+        """Do what is due behind a step.
+
+        Raises:
+            StoppedError: The run has to leave; it saved.
+        """
+        iteration, last = position.iteration, self.schedule.train_iters
+        is_last, is_leaving = iteration == last, outcome.is_asked or outcome.is_late
+        if is_last or iteration % (self.config.eval_steps or self.config.save_steps) == 0:
+            self.validate(iteration)
+        if is_last or is_leaving or iteration % self.config.save_steps == 0:
+            if self.log:
+                self.log.sync()
+            self.saver.save(position, in_background=self.config.async_save and not is_last and not is_leaving)
+        elif outcome.num_writing == 0:
+            self.saver.finish()
+        if is_leaving and not is_last:
+            why = "asked to stop" if outcome.is_asked else "the time is up"
+            raise StoppedError(
+                f"{why}: iteration {iteration} of {last} is saved",
+                [Problem(str(self.output), fix="Run the same command again to go on.")],
+            )
+
+    def step(self, position: Position) -> Outcome:
+        """Make one step; its update is left out if anything is wrong with it."""
         start_s = time.perf_counter()
-        optimizer, modules = self.training.optimizer, self.training.modules
-        size = self.config.global_batch_size
-        samples = self.data.batch((iteration - 1) * size, size)
-        if self.config.lora_dropout and self.training.adapters is not None:
-            seed_step(self.config.seed, iteration)
+        config, optimizer, modules = self.config, self.training.optimizer, self.training.modules
+        iteration = position.iteration + 1
+        samples = self.data.batch(position.consumed_samples, config.global_batch_size)
+        if config.lora_dropout and self.training.adapters is not None:
+            seed_step(config.seed, iteration)
         lengths = [len(sample.token_ids) for sample in samples]
         num_trained = sum(int(sum(sample.loss_mask)) for sample in samples)
         set_trained_share(modules, num_trained / max(1, sum(lengths) - len(lengths)))
         for chunk in self.training.chunks:
             chunk.zero_grad_buffer()
         optimizer.zero_grad()
+        biases = router_biases(modules) if config.bad_step_policy == "skip" else []
         loss_sum = self._forward(samples, train=True)
         lr = get_canonical_lr_for_logging(optimizer.param_groups)
-        _, grad_norm, _ = optimizer.step()
-        self.training.scheduler.step(1)
-        loss_sum, num_stopping = self._sum_over_ranks(loss_sum, float(self.stop.received))
+        is_late = dist.get_rank() == 0 and self.time_limit.is_up(self.saver.longest_s)
+        loss_sum, *numbers = self._sum_over_ranks(loss_sum, self.stop.received, is_late, self.saver.is_writing)
         loss = loss_sum / num_trained
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise TrainingError(
-                f"iteration {iteration}: loss {loss}, gradient norm {grad_norm}",
-                [
-                    Problem(f"sample {self.data.sample_index((iteration - 1) * size + place)} ({sample.place})")
-                    for place, sample in enumerate(samples)
-                ],
-            )
+
+        def wrong(grad_norm: float) -> str:
+            recent, factor = position.recent_losses, config.loss_spike_factor
+            return what_is_wrong(loss, grad_norm, recent_losses=recent, spike_factor=factor)
+
+        grad_norm = update_unless(optimizer, lambda norm: bool(wrong(norm)))
+        if wrong(grad_norm):
+            put_back(biases)
+        self.training.scheduler.step(1)
         tokens_LE = []
         if any(self.dims.moe_layers):
             all_LE = take_expert_tokens(modules, self.dims.num_layers, self.dims.size("experts"))
@@ -178,14 +257,15 @@ class Loop:
         step = Step(
             iteration=iteration,
             loss=loss,
-            grad_norm=float(grad_norm),
+            grad_norm=grad_norm,
             lr=lr,
             step_time_s=time.perf_counter() - start_s,
             tokens=sum(lengths),
             flops=model_flops(self.dims, lengths, num_trained, is_frozen=self.training.adapters is not None),
             expert_tokens=tokens_LE,
         )
-        return step, num_stopping > 0
+        num_asked, num_late, num_writing = map(int, numbers)
+        return Outcome(step, wrong(grad_norm), num_asked > 0, num_late > 0, num_writing)
 
     def validate(self, iteration: int) -> None:
         """Record the mean loss over all trained tokens of the validation rows, if there are any.
@@ -215,36 +295,6 @@ class Loop:
                 f"iteration {iteration}: validation loss {loss:.4f} "
                 f"({len(self.validation)} samples, {time.perf_counter() - start_s:.1f} s)"
             )
-
-    def save(self, position: Position) -> None:
-        """Save, and remove the checkpoints that the new one makes superfluous."""
-        start_s = time.perf_counter()
-        if self.log:
-            self.log.sync()
-        settings = {**self.hf_config, **self.config.model_dump()}
-        checkpoint.save(self.output, self.training, position, self.layout, settings)
-        if self.config.save_safetensors:
-            self.write_safetensors(position.iteration)
-        if self.log:
-            removed = prune(
-                self.output,
-                save_steps=self.config.save_steps,
-                train_iters=self.schedule.train_iters,
-                save_total_limit=self.config.save_total_limit,
-            )
-            also = f", removed {', '.join(map(str, removed))}" if removed else ""
-            say(f"iteration {position.iteration}: saved in {time.perf_counter() - start_s:.1f} s{also}")
-        dist.barrier()
-
-    def write_safetensors(self, iteration: int) -> None:
-        """Write the weights as a Hugging Face folder beside the checkpoint of this iteration."""
-        save_safetensors(
-            self.training.modules,
-            self.hf_config,
-            safetensors_dir(self.output, iteration),
-            small_files=self.output / HF_FOLDER,
-            overwrite=True,
-        )
 
     def _forward(self, samples: Sequence[Sample], *, train: bool) -> float:
         """Forward (and backward) of this rank's share of the samples.

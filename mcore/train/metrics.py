@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import resource
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from mcore.bridge.dims import ModelDims
 from mcore.folders import fsync_path, write_durably
 from mcore.metrics import FILE_NAME, append_metrics, read_metrics, truncate_metrics
+from mcore.select import Iteration
 
 SUMMARY = "metrics.json"
 
@@ -50,6 +52,11 @@ class Step:
     tokens: int
     flops: float
     expert_tokens: list[list[int]] = field(default_factory=list)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Speed of this step."""
+        return self.tokens / self.step_time_s
 
 
 def model_flops(dims: ModelDims, lengths: list[int], num_trained: int, *, is_frozen: bool = False) -> float:
@@ -99,7 +106,6 @@ class TrainingLog:
         output: The run's folder.
         iteration: The last one that counts; what was logged behind it is dropped.
         consumed_tokens: Tokens trained on until then.
-        global_batch_size: Samples a step.
         logging_steps: Steps between two records.
         world_size: Number of processes.
     """
@@ -110,26 +116,29 @@ class TrainingLog:
         *,
         iteration: int,
         consumed_tokens: int,
-        global_batch_size: int,
         logging_steps: int,
         world_size: int,
     ) -> None:
         self.output = output
         self.path = output / FILE_NAME
-        self.global_batch_size = global_batch_size
         self.logging_steps = logging_steps
         self.world_size = world_size
         truncate_metrics(self.path, iteration)
-        self.board = SummaryWriter(str(output / "tensorboard"), purge_step=iteration + 1)
+        self.board = self._board_behind(iteration)
         self.started_s = time.monotonic()
         self.tokens_before = self.consumed_tokens = consumed_tokens
         self.training_time_s = 0.0
 
-    def step(self, step: Step, *, last: bool) -> str:
-        """Record a step if it is due (the last one always is). Returns a note for the progress line."""
+    def step(self, step: Step, *, consumed_samples: int, last: bool) -> None:
+        """Record a step if it is due (the last one always is).
+
+        Args:
+            step: The step.
+            consumed_samples: Training samples read or passed over until now.
+            last: Whether it is the run's last one.
+        """
         self.consumed_tokens += step.tokens
         self.training_time_s += step.step_time_s
-        tokens_per_s = step.tokens / step.step_time_s
         if last or step.iteration % self.logging_steps == 0:
             load = {"expert_tokens": step.expert_tokens} if step.expert_tokens else {}
             self._append(
@@ -139,20 +148,37 @@ class TrainingLog:
                     "grad_norm": step.grad_norm,
                     "lr": step.lr,
                     "step_time_s": step.step_time_s,
-                    "tokens_per_s": tokens_per_s,
+                    "tokens_per_s": step.tokens_per_s,
                     "mfu": mfu(step.flops, step.step_time_s, self.world_size),
                     "memory_gib": peak_memory_gib(),
-                    "consumed_samples": step.iteration * self.global_batch_size,
+                    "consumed_samples": consumed_samples,
                     "consumed_tokens": self.consumed_tokens,
                     "time": time.time(),
                     **load,
                 }
             )
-        return f"loss {step.loss:.4f}, {tokens_per_s:.0f} tokens/s"
 
     def validation(self, iteration: int, loss: float) -> None:
         """Record a validation loss, the mean over all trained tokens of the validation rows (nats)."""
         self._append({"iteration": iteration, "validation_loss": loss})
+
+    def bad_step(self, iteration: int, why: str, **more: Any) -> None:
+        """Record that an update was left out.
+
+        Args:
+            iteration: The step's.
+            why: What was wrong with it.
+            more: Further figures.
+        """
+        append_metrics(self.path, {"iteration": iteration, "skipped": why, **more})
+
+    def go_back(self, iteration: int, consumed_tokens: int) -> None:
+        """Drop what was recorded behind an iteration, which the run goes on from."""
+        self.board.close()
+        truncate_metrics(self.path, iteration)
+        self.board = self._board_behind(iteration)
+        self.tokens_before -= self.consumed_tokens - consumed_tokens
+        self.consumed_tokens = consumed_tokens
 
     def sync(self) -> None:
         """Make the records durable; called before the checkpoint they belong to is declared complete."""
@@ -174,6 +200,9 @@ class TrainingLog:
         write_durably(self.output / SUMMARY, json.dumps(summary, indent=2) + "\n")
         return summary
 
+    def _board_behind(self, iteration: int) -> SummaryWriter:
+        return SummaryWriter(str(self.output / "tensorboard"), purge_step=iteration + 1)
+
     def _append(self, record: dict[str, Any]) -> None:
         append_metrics(self.path, record)
         for name, value in record.items():
@@ -185,16 +214,27 @@ class TrainingLog:
                 self.board.add_scalar(name, value, record["iteration"])
 
 
+def record_changes(output: Path, iteration: Iteration, changes: Mapping[str, Any]) -> None:
+    """Record what is different behind an iteration from before it; once, even if the run is killed at once."""
+    record = {"iteration": iteration, "changed": dict(changes)}
+    path = output / FILE_NAME
+    if record not in read_metrics(path):
+        append_metrics(path, record)
+        fsync_path(path)
+
+
 def summary_of(output: Path) -> dict[str, Any]:
     """The figures of a run that its records hold: the same however often it was interrupted."""
     records = read_metrics(output / FILE_NAME)
     steps = [record for record in records if "loss" in record]
     validated = [record["validation_loss"] for record in records if record.get("validation_loss") is not None]
+    skipped = sum("skipped" in record for record in records)
     return {
-        "iterations": steps[-1]["iteration"] if steps else 0,
+        "iterations": records[-1]["iteration"] if records else 0,
         "tokens": steps[-1]["consumed_tokens"] if steps else 0,
         "final_loss": steps[-1]["loss"] if steps else None,
         "first_validation_loss": validated[0] if validated else None,
         "last_validation_loss": validated[-1] if validated else None,
         "best_validation_loss": min(validated, default=None),
+        **({"bad_steps": skipped} if skipped else {}),
     }

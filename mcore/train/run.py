@@ -22,14 +22,14 @@ from mcore.progress import say
 from mcore.select import Selection, iterations_in, select_checkpoint
 from mcore.train import checkpoint
 from mcore.train.base import Base, open_base
-from mcore.train.checkpoint import Position
 from mcore.train.expert_options import balancing_problems
-from mcore.train.fingerprint import claim, fingerprint
+from mcore.train.fingerprint import claim, fingerprint, renew
 from mcore.train.housekeeping import remove_unfinished
 from mcore.train.loop import Loop
-from mcore.train.metrics import SUMMARY
+from mcore.train.metrics import SUMMARY, record_changes
 from mcore.train.model import build_training, engine_problems
 from mcore.train.packing_options import packing_problems
+from mcore.train.position import Position
 from mcore.train.schedule import Schedule
 from mcore.train.stop import StopRequest
 from mcore.train.tuners.options import LoraOptions, adapter_problems
@@ -149,13 +149,19 @@ def _agree(mark: dict[str, Any]) -> None:
 
 def _prepare(output: Path, mark: dict[str, Any], base: Base, config: TrainConfig) -> Selection | None:
     """Make the output folder ready; the checkpoint to go on from, or None to start."""
-    claim(output, mark)
+    changes = claim(output, mark, accept_changed_data=config.accept_changed_data)
     if config.tuner_type == "lora" and not (output / ADAPTER_CONFIG).exists():
         write_durably(output / ADAPTER_CONFIG, LoraOptions.of(config).peft_config(base.hf_config))
     for iteration in remove_unfinished(output):
         say(f"removed the half-written checkpoint of iteration {iteration}")
     checkpoint.copy_hf_files(base.hf, base.hf_config, output)
-    return select_checkpoint(output) if iterations_in(output) else None
+    selected = select_checkpoint(output) if iterations_in(output) else None
+    if changes:
+        if selected is not None:
+            say(f"accepted: {', '.join(changes)} changed behind iteration {selected.iteration}")
+            record_changes(output, selected.iteration, changes)
+        renew(output, mark)
+    return selected
 
 
 def _say(text: str) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from mcore.backend.layout import Layout
 from mcore.backend.model import build_model
 from mcore.backend.parallel import start, stop
-from mcore.train.checkpoint import hand_results_over_in_this_process
+from mcore.train.writing import results_of_this_rank
 from tests.tiny_models import PADDED_VOCAB_SIZE, mcore_tensors, tiny_hf_model
 
 MODELS = {
@@ -93,7 +93,7 @@ def save_with_optimizer(model: GPTModel, iteration_dir: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    hand_results_over_in_this_process()
+    results_of_this_rank()
     for case, layout in LAYOUTS.items():
         start(layout)
         for name in MODELS:

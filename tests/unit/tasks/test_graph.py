@@ -54,6 +54,12 @@ TABLE = {
     "train.target_modules": ({**LORA, "train.target_modules": ["q_proj"]}, FROM_TRAIN),
     "train.modules_to_save": ({**LORA, "train.modules_to_save": ["norm"]}, FROM_TRAIN),
     "train.adapter_load": ({**LORA, "train.adapter_load": "adapter"}, FROM_TRAIN),
+    "train.async_save": (True, NOTHING),
+    "train.exit_duration_in_mins": (1.0, NOTHING),
+    "train.accept_changed_data": (True, NOTHING),
+    "train.bad_step_policy": ("skip", FROM_TRAIN),
+    "train.max_bad_steps": ({"train.bad_step_policy": "skip", "train.max_bad_steps": 1}, FROM_TRAIN),
+    "train.loss_spike_factor": (2.0, FROM_TRAIN),
     "train.tensor_model_parallel_size": (2, FROM_TRAIN),
     "train.pipeline_model_parallel_size": (2, FROM_TRAIN),
     "train.virtual_pipeline_model_parallel_size": (

@@ -36,6 +36,13 @@ MAY_DIFFER = {
     "save_total_limit",
     "eval_steps",
     "logging_steps",
+    "async_save",
+    "exit_duration_in_mins",
+    # They decide about steps that are still to come, so that a run which such a step ended can get past it.
+    "bad_step_policy",
+    "max_bad_steps",
+    "loss_spike_factor",
+    "accept_changed_data",
 }
 RESOLVED = {"train_iters", "num_train_epochs", "lr_warmup_fraction", "lr_warmup_iters"}
 

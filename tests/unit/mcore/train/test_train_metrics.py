@@ -22,7 +22,6 @@ def log(output: Path, iteration: int = -1, consumed_tokens: int = 0, logging_ste
         output,
         iteration=iteration,
         consumed_tokens=consumed_tokens,
-        global_batch_size=8,
         logging_steps=logging_steps,
         world_size=1,
     )
@@ -30,7 +29,7 @@ def log(output: Path, iteration: int = -1, consumed_tokens: int = 0, logging_ste
 
 def test_a_record_says_what_the_contract_says(tmp_path: Path) -> None:
     records = log(tmp_path)
-    assert records.step(step(1), last=False) == "loss 2.0000, 200 tokens/s"
+    records.step(step(1), consumed_samples=8, last=False)
     records.validation(1, 1.5)
     training, validation = read_metrics(tmp_path / "metrics.jsonl")
     assert validation == {"iteration": 1, "validation_loss": 1.5}
@@ -44,7 +43,7 @@ def test_a_record_says_what_the_contract_says(tmp_path: Path) -> None:
 
 def test_the_load_of_experts_is_recorded_by_layer(tmp_path: Path) -> None:
     records = log(tmp_path)
-    records.step(replace(step(1), expert_tokens=[[3, 5, 0, 0], [2, 2, 2, 2]]), last=True)
+    records.step(replace(step(1), expert_tokens=[[3, 5, 0, 0], [2, 2, 2, 2]]), consumed_samples=8, last=True)
     records.close()
     (record,) = read_metrics(tmp_path / "metrics.jsonl")
     assert record["expert_tokens"] == [[3, 5, 0, 0], [2, 2, 2, 2]]
@@ -56,7 +55,7 @@ def test_the_load_of_experts_is_recorded_by_layer(tmp_path: Path) -> None:
 def test_records_come_every_few_steps_and_at_the_last(tmp_path: Path) -> None:
     records = log(tmp_path, logging_steps=3)
     for iteration in range(1, 9):
-        records.step(step(iteration), last=iteration == 8)
+        records.step(step(iteration), consumed_samples=8 * iteration, last=iteration == 8)
     assert [record["iteration"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [3, 6, 8]
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["consumed_tokens"] == 800
 
@@ -64,12 +63,12 @@ def test_records_come_every_few_steps_and_at_the_last(tmp_path: Path) -> None:
 def test_a_resumed_log_goes_on_behind_its_checkpoint(tmp_path: Path) -> None:
     first = log(tmp_path)
     for iteration in range(1, 5):
-        first.step(step(iteration, loss=9.0), last=False)
+        first.step(step(iteration, loss=9.0), consumed_samples=8 * iteration, last=False)
         first.validation(iteration, 9.0)
     first.close()
     resumed = log(tmp_path, iteration=2, consumed_tokens=200)
     for iteration in range(3, 6):
-        resumed.step(step(iteration, loss=1.0), last=iteration == 5)
+        resumed.step(step(iteration, loss=1.0), consumed_samples=8 * iteration, last=iteration == 5)
     resumed.close()
     records = [record for record in read_metrics(tmp_path / "metrics.jsonl") if "loss" in record]
     assert [(record["iteration"], record["loss"]) for record in records] == [(1, 9), (2, 9), (3, 1), (4, 1), (5, 1)]
@@ -89,7 +88,7 @@ def test_the_summary_is_a_flat_list_of_figures(tmp_path: Path) -> None:
     records = log(tmp_path)
     records.validation(0, 3.0)
     for iteration, loss in ((1, 2.5), (2, 2.0)):
-        records.step(step(iteration, loss), last=iteration == 2)
+        records.step(step(iteration, loss), consumed_samples=8 * iteration, last=iteration == 2)
         records.validation(iteration, loss - 0.5 if iteration == 1 else 2.2)
     records.summarise()
     summary = json.loads((tmp_path / "metrics.json").read_text())
