@@ -65,6 +65,11 @@ def read_command(given: str, method: Method | None = None) -> Command:
         except (OSError, UnicodeDecodeError) as exc:
             raise ConfigError("the command can't be read", [Problem(given, "a script", str(exc))]) from exc
     commands, problems = read_commands(given)
+    problems += [
+        f"a line that begins with {command.words[0]}; let the one before it end with a backslash and nothing behind it"
+        for command in commands
+        if command.words[0].startswith("-")
+    ]
     training = [command for command in commands if _kind(command) in {"megatron pt", "megatron sft"}]
     if len(training) != 1:
         raise _not_one(commands, len(training), given)

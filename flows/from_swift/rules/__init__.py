@@ -39,6 +39,7 @@ RULES: Mapping[str, Rule] = {
     "cross_entropy_loss_fusion": training.cross_entropy_loss_fusion,
     "output_dir": checkpoints.output_dir,
     "save_safetensors": checkpoints.save_safetensors,
+    "merge_lora": checkpoints.merge_lora,
     "load_safetensors": checkpoints.load_safetensors,
     "max_shard_size": checkpoints.max_shard_size,
     "finetune": checkpoints.finetune,

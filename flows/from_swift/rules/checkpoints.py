@@ -30,6 +30,17 @@ def save_safetensors(draft: Draft, row: Argument) -> None:
         draft.note(row, "changed", row.note)
 
 
+def merge_lora(draft: Draft, row: Argument) -> None:
+    """As `save_safetensors`, if it is not given."""
+    if draft.tuner_type != "lora":
+        if row.name in draft.given:
+            draft.note(row, "left out", "has no effect without --tuner_type lora", effect="nothing")
+    elif row.name in draft.given:
+        draft.put(row, draft.given[row.name], "carried", row.note)
+    elif not draft.get("save_safetensors"):
+        draft.put(row, False, "default", "as save_safetensors")
+
+
 def load_safetensors(draft: Draft, row: Argument) -> None:
     """A way in that runs with adapters don't have."""
     if row.name not in draft.given:

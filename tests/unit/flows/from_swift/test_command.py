@@ -55,6 +55,7 @@ def test_a_yaml_file(tmp_path: Path) -> None:
         ("megatron sft --lr 1\nmegatron sft --lr 2", "expected one command, found 2"),
         ("megatron sft oops --lr 1", "oops: expected an argument's name"),
         ("megatron sft NPROC_PER_NODE=2", "Variables go in front of the command"),
+        ("megatron sft --lr 1 \\ \n  --model m", "a line that begins with --model"),
         ("megatron sft --model $MODEL", "$MODEL: has no value"),
         ("megatron sft --config none.yaml", "none.yaml: found No such file"),
     ],

@@ -208,6 +208,9 @@ CASES: list[tuple[str, str, Any, str, str]] = [
     ("--lr 1e-4", "train.lr", 1e-4, "carried", ""),
     ("--lr_decay_style inverse-square-root", "train.lr_decay_style", "inverse-square-root", "carried", ""),
     ("--lr_decay_style polynomial", "train.lr_decay_style", None, "left out", "it stays cosine"),
+    ("--merge_lora false --tuner_type lora", "export.merge_lora", False, "carried", "fp32"),
+    ("--merge_lora false", "export.merge_lora", None, "left out", "has no effect"),
+    ("--save_safetensors false --tuner_type lora", "export.merge_lora", False, "changed", "merge_lora"),
     ("--lr_decay_iters 4", "train.lr_decay_iters", 4, "carried", ""),
     ("--lr_decay_iters 4 --lr_decay_style constant", "train.lr_decay_iters", None, "left out", "has no effect"),
     ("--lr_wsd_decay_iters 4", "train.lr_wsd_decay_iters", None, "left out", "has no effect without"),
@@ -338,8 +341,10 @@ def test_the_runs_name() -> None:
 
 
 def test_a_system_message_in_a_file(here: Path) -> None:
-    (here / "system.txt").write_text("Be brief.")
-    assert of(LEAST + "--system system.txt").values["data.system"] == "Be brief."
+    text = "Be brief.\n\n  - 'Never' say \"no\": 说 #1\n"
+    (here / "system.txt").write_text(text)
+    done = of(LEAST + "--system system.txt")
+    assert done.values["data.system"] == yaml.safe_load(run_file(done))["data"]["system"] == text
     assert of(LEAST + "--system 'Be kind: 1.0'").values["data.system"] == "Be kind: 1.0"
 
 
