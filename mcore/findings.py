@@ -57,7 +57,8 @@ class Findings:
         kinds = {type(error) for error in self.errors}
         kind = kinds.pop() if len(kinds) == 1 else InputError
         summaries = [error.summary for error in self.errors] or ["the model can't be expressed"]
-        raise kind("; ".join(dict.fromkeys(summaries)), self.problems)
+        parts = (part for summary in summaries for part in summary.split("; "))  # of `together`, several are joined
+        raise kind("; ".join(dict.fromkeys(parts)), self.problems)
 
 
 def together(*readers: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:

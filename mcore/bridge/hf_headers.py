@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections import Counter
 from collections.abc import Mapping
@@ -91,6 +92,9 @@ def scan_headers(folder: Path) -> Headers:
     if (folder / INDEX_FILE).is_file():
         problems = []
         return Headers(_read_indexed(folder, problems), tuple(problems))
+    if broken := [path.name for path in (folder / SINGLE_FILE, folder / INDEX_FILE) if os.path.lexists(path)]:
+        found = "a folder, a link to nothing, or what else can't be read as a file"
+        return Headers({}, tuple(Problem(name, "a file", found) for name in broken))
     found = ", ".join(sorted(path.name for path in folder.glob("*") if path.is_file())) or "no files"
     return Headers({}, (Problem(str(folder), f"{SINGLE_FILE} or {INDEX_FILE}", found[:1000], ONLY_SAFETENSORS),))
 
@@ -121,7 +125,9 @@ def _read_indexed(folder: Path, problems: list[Problem]) -> dict[str, StoredTens
         problems += [
             Problem(name, f"in {file}, as the index says", "not there") for name in sorted(claimed - set(held))
         ]
-        problems += [Problem(name, "an entry in the index", f"only {file}") for name in sorted(set(held) - claimed)]
+        for name in sorted(set(held) - claimed):
+            elsewhere = str(dict(claims).get(name, "none"))[:200]
+            problems.append(Problem(name, f"{file} in the index, which holds it", elsewhere))
         tensors |= {name: held[name] for name in claimed & held.keys()}
     problems += [
         Problem(name, "a file name in the index", repr(of)[:200]) for name, of in claims if not isinstance(of, str)

@@ -111,6 +111,9 @@ def config_findings(config: Mapping[str, Any], *, make_vocab_size_divisible_by: 
     findings.of(lambda: refuse(_never_built(config, family)))
     findings.of(lambda: ModelDims.from_hf_config(config, make_vocab_size_divisible_by=make_vocab_size_divisible_by))
     findings.of(lambda: refuse(_missing(config, family), "the model's sizes can't be read"))
+    if config.get("model_type") is None:  # transformers and vLLM can't open a folder without it
+        problem = Problem("config.json: model_type", repr(family.hf_model_type), "nothing")
+        findings.of(lambda: refuse([problem], "the model's architecture can't be told"))
     for check in (family.sizes, family.transformer_config, family.features, rope_parameters):
         findings.of_config(lambda check=check: check(config))  # type: ignore[misc]
     return findings
@@ -137,7 +140,7 @@ def _never_built(config: Mapping[str, Any], family: Family) -> list[Problem]:
     Source: transformers 5.19 `masking_utils.py` (`is_causal`), `configuration_utils.py` (`per_layer_config`).
     """
     problems = []
-    if (kind := config.get("model_type", family.hf_model_type)) != family.hf_model_type:
+    if (kind := config.get("model_type")) not in (None, family.hf_model_type):
         text = f"{family.hf_model_type!r}, as architectures has {family.hf_architecture}"
         problems.append(Problem("config.json: model_type", text, repr(kind), "transformers builds by model_type."))
     if config.get("is_causal", True) is not True:

@@ -166,10 +166,19 @@ def sigmoid_features(config: Mapping[str, Any]) -> Features:
         lambda: {"windows": no_windows(config)},
         lambda: refuse(missing_counts(config, ("n_routed_experts", "num_experts_per_tok"))),
         lambda: refuse(group_problems(config)),
+        lambda: refuse(_single_expert_groups(config)),
     )
     groups, best = num_groups(config), 2
     alike = groups == 1 or config["num_experts_per_tok"] // config["topk_group"] == best
     return Features(**found, expert_groups_by=None if alike else best, expert_weights_sum_to_one=normalises(config))
+
+
+def _single_expert_groups(config: Mapping[str, Any]) -> list[Problem]:
+    """Groups of one expert each, which have no two best to be ranked by: transformers fails at the first token."""
+    if num_groups(config) < 2 or num_groups(config) * 2 <= config["n_routed_experts"]:
+        return []
+    text = f"at most {config['n_routed_experts'] // 2}, as groups are ranked by their best two experts"
+    return [Problem("config.json: n_group", text, str(config["n_group"]))]
 
 
 def normalises(config: Mapping[str, Any]) -> bool:

@@ -12,6 +12,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 from mcore.backend.norms import ProjectionRMSNorm, RMSNorm
+from tests.tiny_models import tiny_hf_model
+from tests.unit.mcore.backend.test_model import mcore_model
 
 pytestmark = pytest.mark.usefixtures("alone")
 KINDS: dict[type, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -39,6 +41,33 @@ def test_the_norm_is_the_reference_models_to_the_bit(kind: type, eps: float, dty
     hidden = (3 * torch.randn(5, 2, 48)).to(dtype)
     assert ours.weight.dtype == dtype
     assert torch.equal(ours(hidden), reference(hidden))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama",
+        "qwen3",
+        "mistral",
+        "phi3",
+        "gemma2",
+        "gemma3",
+        "glm4",
+        "olmo2",
+        "mixtral",
+        "olmoe",
+        "gpt_oss",
+        "deepseek_v3",
+        "glm4_moe",
+    ],
+)
+def test_each_family_rounds_as_its_reference_model_does(name: str) -> None:
+    """In bf16, where it shows: the last norm of both models, on the same numbers."""
+    hf, hf_config = tiny_hf_model(name, dtype=torch.bfloat16)
+    model = mcore_model(hf, hf_config, params_dtype=torch.bfloat16)
+    hidden = (3 * torch.randn(50, 2, hf_config["hidden_size"])).bfloat16()
+    assert torch.equal(model.decoder.final_layernorm(hidden), hf.model.norm(hidden))
 
 
 def test_the_kinds_differ_in_bf16() -> None:

@@ -295,6 +295,20 @@ def test_a_mistake_of_each_kind_is_named_at_once(name: str, wrong: dict[str, Any
     assert [key for key in wrong if key not in named and f"config.json: {key}" not in text] == [], text
 
 
+@pytest.mark.parametrize("name", ONE_OF_EACH_FAMILY)
+def test_a_config_without_a_model_type_is_refused_by_that_name(name: str) -> None:
+    config = {key: value for key, value in tiny_hf_model(name)[1].items() if key != "model_type"}
+    (problem,) = config_findings(config).problems
+    assert problem.subject == "config.json: model_type" and family_of_config(config).hf_model_type in problem.expected
+
+
+def test_a_summary_says_nothing_twice() -> None:
+    config = tiny_hf_model("qwen3_moe")[1] | {"num_attention_heads": 7, "hidden_act": "gelu"}
+    with pytest.raises(InputError) as caught:
+        config_findings(config).raise_all()
+    assert caught.value.summary.count("the model's sizes do not fit each other") == 1
+
+
 def test_a_conversion_says_which_settings_of_training_have_no_effect(tmp_path: Path, capfd: Any) -> None:
     write_hf_folder(tmp_path / "hf", "llama")
     file = tmp_path / "hf" / "config.json"

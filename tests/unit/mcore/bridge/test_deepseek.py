@@ -158,6 +158,12 @@ def test_what_can_not_be_built_is_named(name: str, change: dict[str, Any]) -> No
     assert refused(name, change) == set(change)
 
 
+@pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe"])
+def test_groups_of_a_single_expert_are_refused(name: str) -> None:
+    """They have no best two experts to be ranked by; transformers fails on them too."""
+    assert refused(name, {"n_group": 8, "topk_group": 8}) == {"n_group"}
+
+
 def test_shared_embeddings_with_layers_for_further_tokens_are_refused() -> None:
     change = {"tie_word_embeddings": True, "num_nextn_predict_layers": 1}
     assert refused("deepseek_v3", change) == {"tie_word_embeddings"}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 
@@ -68,6 +69,14 @@ def test_no_safetensors_says_what_is_there(tmp_path):
     assert "pytorch_model.bin" in problem and "pickle" in problem
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to(path), lambda path: path.symlink_to("gone"), os.mkdir])
+def test_a_name_without_a_file_behind_it_is_named(tmp_path, name, make):
+    make(tmp_path / name)
+    (problem,) = problems_of(tmp_path)
+    assert problem.startswith(f"{name}: expected a file, found a folder, a link to nothing")
+
+
 def test_everything_wrong_with_an_indexed_folder_is_listed_at_once(damaged):
     first, second, third, *_ = sorted(damaged.glob("*.safetensors"))
     with first.open("r+b") as file:
@@ -82,7 +91,7 @@ def test_everything_wrong_with_an_indexed_folder_is_listed_at_once(damaged):
     problems = "\n".join(problems_of(damaged))
     assert f"{first.name}: expected {first.stat().st_size + 10} bytes" in problems and "cut short" in problems
     assert f"{second.name}: expected a file" in problems
-    assert f"{moved}: expected an entry in the index" in problems
+    assert f"{moved}: expected {third.name} in the index, which holds it, found none" in problems
     assert "ghost: expected in" in problems
     assert "'../secret.safetensors'" in problems
     assert "number: expected a file name" in problems
@@ -92,7 +101,8 @@ def test_everything_wrong_with_an_indexed_folder_is_listed_at_once(damaged):
 def test_a_tensor_in_two_files_is_found(damaged):
     first, second, *_ = sorted(damaged.glob("*.safetensors"))
     shutil.copyfile(first, second)
-    assert any("expected an entry in the index" in problem for problem in problems_of(damaged))
+    text = f": expected {second.name} in the index, which holds it, found {first.name}"
+    assert any(problem.endswith(text) for problem in problems_of(damaged))
 
 
 @pytest.mark.parametrize("content", ["", "no json", '{"metadata": {}}', '{"weight_map": 3}'])

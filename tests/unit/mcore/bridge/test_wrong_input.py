@@ -175,7 +175,7 @@ class TestFiles:
         tensors = load_file(second)
         name = next(iter(load_file(first)))
         save_file(tensors | {name: torch.ones(2)}, second)
-        one(refused(sharded), f"{name}: expected an entry in the index, found only {second.name}")
+        one(refused(sharded), f"{name}: expected {second.name} in the index, which holds it, found {first.name}")
 
     def test_a_folder_without_weights_or_anything(self, hf, refused, tmp_path):
         (hf / FILE).unlink()
