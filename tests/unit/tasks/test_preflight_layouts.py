@@ -16,6 +16,7 @@ from tests.unit.tasks.model_folders import write_workspace
 
 MOE = {
     "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
     "vocab_size": 250,
     "hidden_size": 64,
     "intermediate_size": 96,
