@@ -91,8 +91,8 @@ def main() -> None:
     """Train and print."""
     import torch
 
-    from mcore.bridge.families import dims_of
-    from mcore.train.metrics import model_flops, peak_flops
+    from mcore.train.flops import ModelFlops
+    from mcore.train.metrics import peak_flops
 
     case = Case(**json.loads(sys.argv[1]))
     step = CONTENDERS[case.contender]()(case)
@@ -106,7 +106,7 @@ def main() -> None:
         steps_s.append(perf_counter() - start)
     figures = {
         "steps_s": steps_s[WARMUP_STEPS:],
-        "flops": model_flops(dims_of(SHAPES[case.shape]), [case.sequence] * case.micro_batch_size, case.tokens),
+        "flops": ModelFlops.of(SHAPES[case.shape]).of_step([case.sequence] * case.micro_batch_size, case.tokens),
         "peak_flops": peak_flops(),
         "allocated_bytes": torch.cuda.max_memory_allocated() if on_gpu else 0,
         "reserved_bytes": torch.cuda.max_memory_reserved() if on_gpu else 0,

@@ -26,7 +26,8 @@ from mcore.errors import Problem, StoppedError, TrainingError
 from mcore.progress import Advance, progress, say
 from mcore.train.bad_steps import put_back, router_biases, update_unless, what_is_wrong
 from mcore.train.batches import Batching, MicroBatch
-from mcore.train.metrics import Step, TrainingLog, model_flops
+from mcore.train.flops import ModelFlops
+from mcore.train.metrics import Step, TrainingLog
 from mcore.train.model import Training
 from mcore.train.position import Position
 from mcore.train.saving import Saver
@@ -88,6 +89,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.dims = dims_of(self.hf_config)
+        self.flops = ModelFlops.of(self.hf_config)
         self.log: TrainingLog | None = None  # rank 0's
         self.time_limit = TimeLimit(self.config.exit_duration_in_mins, self.stop.since_s)
         self.saver = Saver(
@@ -261,7 +263,7 @@ class Loop:
             lr=lr,
             step_time_s=time.perf_counter() - start_s,
             tokens=sum(lengths),
-            flops=model_flops(self.dims, lengths, num_trained, is_frozen=self.training.adapters is not None),
+            flops=self.flops.of_step(lengths, num_trained, is_frozen=self.training.adapters is not None),
             expert_tokens=tokens_LE,
         )
         num_asked, num_late, num_writing = map(int, numbers)
@@ -317,7 +319,7 @@ class Loop:
         return float(sum(record["loss_sum"].double() for record in losses))
 
     def _cost(self, sample: Sample) -> float:
-        return model_flops(self.dims, [len(sample.token_ids)], int(sum(sample.loss_mask)))
+        return self.flops.of_step([len(sample.token_ids)], int(sum(sample.loss_mask)))
 
     def _sum_over_ranks(self, loss_sum: float, *others: float) -> list[float]:
         """Sums over all ranks; the loss only counts once for each tensor parallel group."""

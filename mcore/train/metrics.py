@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from mcore.bridge.dims import ModelDims
 from mcore.folders import fsync_path, write_durably
 from mcore.metrics import FILE_NAME, append_metrics, read_metrics, truncate_metrics
 from mcore.select import Iteration
@@ -40,7 +39,7 @@ class Step:
         lr: Learning rate that the step was made with.
         step_time_s: Without saving and validation.
         tokens: Tokens of the step's samples, trained or not, without padding.
-        flops: Model FLOPs of the step (`model_flops`).
+        flops: Model FLOPs of the step (`mcore.train.flops`).
         expert_tokens: Tokens that each expert of each layer with experts got, padding not counted; none without.
     """
 
@@ -57,22 +56,6 @@ class Step:
     def tokens_per_s(self) -> float:
         """Speed of this step."""
         return self.tokens / self.step_time_s
-
-
-def model_flops(dims: ModelDims, lengths: list[int], num_trained: int, *, is_frozen: bool = False) -> float:
-    """FLOPs that training needs for samples of these lengths, without padding and without recomputation.
-
-    Formula: `6 * (P * tokens + V * H * trained tokens) + sum over samples of 6 * L * A * s^2`, where P is the number of
-    parameters in the layers' matrix products, V * H that of the output layer, L the number of layers, A heads x head
-    size, s the sample's tokens. A matrix product costs 2 forward and 4 backward for each parameter and token; attention
-    costs 12 * L * A * s^2 without a causal mask, half of it with one.
-
-    Of frozen weights (LoRA) no gradient is computed, so their products cost 2 backward; adapters are left out.
-    """
-    per_layer = dims.hidden * (dims.qkv_rows + dims.q_rows + dims.gate_up_rows + dims.ffn)
-    products = dims.num_layers * per_layer * sum(lengths) + dims.vocab * dims.hidden * num_trained
-    attention = dims.num_layers * dims.q_rows * sum(length * length for length in lengths)
-    return 6.0 * (products + attention) - (2.0 * products if is_frozen else 0.0)
 
 
 def mfu(flops: float, seconds: float, world_size: int) -> float | None:

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from mcore.bridge.dims import ModelDims
 from mcore.metrics import read_metrics
-from mcore.train.metrics import Step, TrainingLog, mfu, model_flops
+from mcore.train.metrics import Step, TrainingLog, mfu
 
 
 def step(iteration: int, loss: float = 2.0) -> Step:
@@ -103,24 +101,6 @@ def test_the_summary_is_a_flat_list_of_figures(tmp_path: Path) -> None:
         "best_validation_loss": 2.0,
         "tokens_per_s": 200.0,
     }
-
-
-def test_flops_follow_from_the_parameters_in_matrix_products() -> None:
-    config = LlamaConfig(
-        vocab_size=100,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    parameters = LlamaForCausalLM(config).named_parameters()
-    in_layers = sum(p.numel() for name, p in parameters if p.dim() == 2 and ".layers." in name)
-    attention = 2 * 6 * 32 * (10**2 + 20**2)
-    dims = ModelDims.from_hf_config(config.to_dict())
-    products = in_layers * 30 + 100 * 32 * 12
-    assert model_flops(dims, [10, 20], 12) == pytest.approx(6 * products + attention)
-    assert model_flops(dims, [10, 20], 12, is_frozen=True) == pytest.approx(4 * products + attention)
 
 
 def test_a_cpu_has_no_mfu(monkeypatch: pytest.MonkeyPatch) -> None:
