@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mcore.backend.meta import CheckpointContent, sharded_shapes
 from mcore.bridge.dims import ModelDims
 from mcore.bridge.families import config_findings, dims_of, family_of_config, without_effect
 from mcore.bridge.further_tokens import config_of_files
@@ -18,24 +18,58 @@ from mcore.bridge.hf_config import read_hf_config
 from mcore.bridge.hf_files import StoredRows
 from mcore.bridge.hf_headers import StoredTensor, scan_headers
 from mcore.bridge.hf_quantised import METHODS, method_of, quantisation_of
-from mcore.bridge.plan import Plan, mcore_shapes_of, plan_convert
+from mcore.bridge.plan import Plan, mcore_problems, mcore_shapes_of, plan_convert
 from mcore.bridge.rules import Family
+from mcore.bridge.workers import Meanwhile
 from mcore.errors import ConfigError, Problem, SourceError, WeightPlanError
 from mcore.findings import BROKEN, Findings
 from mcore.progress import say
 
+if TYPE_CHECKING:
+    from mcore.backend.meta import CheckpointContent
+
+MEANWHILE_FROM_BYTES = 2 * 2**30
+"""Weights that take longer to copy than megatron-core takes to import and to build their model."""
 ROWS_COMPARED = 4096
 """Rows of a tied model's two copies that are compared at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """A conversion that was checked and can begin."""
+    """A conversion that was checked and can begin.
+
+    Attributes:
+        plan: What goes where.
+        config: The model's config, without what the files do not hold.
+        num_stored: Tensors in the files.
+        family: Whose table the plan follows.
+        told: What megatron's model of this config saves, or the process that is finding out.
+    """
 
     plan: Plan
     config: Mapping[str, Any]
     num_stored: int
-    content: CheckpointContent
+    family: Family
+    told: CheckpointContent | Meanwhile[CheckpointContent]
+
+    def look(self) -> None:
+        """Raise what `content` would, if that is known by now."""
+        if isinstance(self.told, Meanwhile):
+            self.told.look()
+
+    def content(self) -> CheckpointContent:
+        """What megatron's model of this config saves; waits until it is known.
+
+        Raises:
+            InputError: The model can't be built (ConfigError), or is not what the table says (WeightPlanError).
+        """
+        if not isinstance(self.told, Meanwhile):
+            return self.told  # the plan was made by it
+        content = self.told.result()
+        shapes = {key: tensor.shape for key, tensor in content.tensors.items()}
+        if problems := mcore_problems(self.family, self.plan.dims, self.plan.steps, shapes):
+            raise WeightPlanError(f"the weights do not fit the {self.family.name} table", problems)
+        return content
 
 
 def check(
@@ -46,6 +80,8 @@ def check(
     content: CheckpointContent | None = None,
 ) -> Conversion:
     """Compare config, headers and megatron's model. Reads no weights but those of a tied model's second copy.
+
+    Of a large model, megatron's is still being built when this returns; see `Conversion.look` and `content`.
 
     Arguments as in `mcore.bridge.convert.convert`; `content` is what megatron's model holds, where there is a model. If
     None it is told from the config.
@@ -74,8 +110,12 @@ def check(
     dims = said.of(lambda: dims_of(config, make_vocab_size_divisible_by=make_vocab_size_divisible_by))
     if family is None or dims is None or (dims.num_layers > len(stored) and headers.problems):
         findings.raise_all()  # what the weights of so many layers should be is more than damaged files can tell
+    meanwhile = None
     if content is None and not of_config.problems:
-        content = findings.of(lambda: _content(config, dims, num_stored=len(stored)))
+        if sum(tensor.num_bytes for tensor in stored.values()) >= MEANWHILE_FROM_BYTES:
+            meanwhile = Meanwhile("megatron's model", partial(_content, dict(config), dims, num_stored=len(stored)))
+        else:
+            content = findings.of(lambda: _content(config, dims, num_stored=len(stored)))
     shapes = {k: t.shape for k, t in content.tensors.items()} if content else mcore_shapes_of(family, dims)
     plan = findings.of(
         lambda: plan_convert(
@@ -91,7 +131,10 @@ def check(
         findings.errors.append(_unknown_quantisation(method))
     if plan is not None and not headers.problems:
         findings.of(lambda: _compare_tied(plan, stored))
-    if findings.problems or plan is None or content is None:
+    if findings.problems and meanwhile is not None:
+        findings.of(meanwhile.result)
+    told = content or meanwhile
+    if findings.problems or plan is None or told is None:
         findings.raise_all()
     say(f"convert: {family.hf_architecture}, {len(stored)} tensors, {dims.num_layers} layers")
     for text in without_effect(config):
@@ -100,7 +143,7 @@ def check(
         say(f"convert: {copy} equals {original} bit for bit, which stands for both")
     for name in plan.ignored_hf:
         say(f"convert: {name} is left out, as it is no weight of the model")
-    return Conversion(plan, config, len(stored), content)
+    return Conversion(plan, config, len(stored), family, told)
 
 
 def parameters(checked: Conversion) -> Iterator[int]:
@@ -112,6 +155,8 @@ def parameters(checked: Conversion) -> Iterator[int]:
 
 def _content(config: Mapping[str, Any], dims: ModelDims, *, num_stored: int) -> CheckpointContent:
     """What megatron's model of this config saves."""
+    from mcore.backend.meta import sharded_shapes  # megatron: seconds that copying need not wait for
+
     if dims.num_layers > num_stored:  # before a model of a million layers is built
         raise ConfigError(
             "config.json and weights disagree",

@@ -19,6 +19,7 @@ from mcore.bridge.finite import is_finite, not_finite
 from mcore.bridge.hf_config import CONFIG_FILE, HF_FOLDER, copy_small_files, read_hf_config
 from mcore.bridge.hf_files import open_tensor
 from mcore.bridge.hf_headers import StoredTensor
+from mcore.bridge.output_file import stage_for
 from mcore.bridge.plan import Step, global_shape
 from mcore.bridge.rules import Family, Run
 from mcore.bridge.spans import Span, SpanReader
@@ -93,13 +94,22 @@ def _write_release(checked: Conversion, folder: Path, num_workers: int) -> int:
     refuse_too_little_room(folder, num_bytes)
     folder.mkdir()
     shares = divide(pieces, num_workers)
-    tasks = [partial(_write_shard, checked, folder, number, share) for number, share in enumerate(shares)]
-    with progress("convert", num_bytes, "bytes") as advance:
+    tasks = [partial(_write_shard, checked, folder, number, share, num_bytes) for number, share in enumerate(shares)]
+    with progress("convert", num_bytes, "bytes") as bar:
+
+        def advance(count: int = 1, note: str = "") -> None:
+            checked.look()
+            bar(count, note)
+
         written, problems = zip(*do_all(tasks, advance), strict=True)
     if any(problems):
         found = dict.fromkeys(chain.from_iterable(problems))
         raise SourceError("the model's weights are not all finite numbers", found)
-    return write_metadata(folder, chain.from_iterable(written), {"iteration": 0, "checkpoint_version": 3.0})
+    objects = DistWriter(folder, len(shares))
+    for key in checked.content().objects:
+        objects.write_empty_object(key)
+    pieces_written = chain(*written, objects.close())
+    return write_metadata(folder, pieces_written, {"iteration": 0, "checkpoint_version": 3.0})
 
 
 def _pieces(checked: Conversion) -> list[Piece]:
@@ -116,11 +126,11 @@ def _pieces(checked: Conversion) -> list[Piece]:
 
 
 def _write_shard(
-    checked: Conversion, folder: Path, number: int, pieces: Sequence[Piece], advance: Advance
+    checked: Conversion, folder: Path, number: int, pieces: Sequence[Piece], all_bytes: int, advance: Advance
 ) -> tuple[list[Written], list[Problem]]:
     """Write a share of the chunks. Beside what was written come the Hugging Face tensors that hold NaN or infinity."""
     dims = checked.plan.dims
-    writer = DistWriter(folder, number)
+    writer = DistWriter(folder, number, stage_for(all_bytes))
     unsound: dict[tuple[str, ...], Step] = {}
     with SpanReader() as reader:
         for piece in pieces:
@@ -138,9 +148,6 @@ def _write_shard(
                 part, _watched(blocks, _dtype(step, checked), partial(unsound.setdefault, step.hf_names, step))
             )
             advance(piece.num_bytes)
-    if number == 0:
-        for key in checked.content.objects:
-            writer.write_empty_object(key)
     return writer.close(), [problem for step in unsound.values() for problem in _not_finite(step, checked)]
 
 

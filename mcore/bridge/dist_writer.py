@@ -21,7 +21,7 @@ from torch.distributed.checkpoint import metadata as dcp
 
 from mcore.bridge.chunk_frames import frame_of
 from mcore.bridge.dims import Shape
-from mcore.bridge.spans import OutputFile
+from mcore.bridge.output_file import OutputFile, Stage
 
 FORMAT = {
     "sharded_backend": "torch_dist",
@@ -61,12 +61,18 @@ class Written:
 
 
 class DistWriter:
-    """Writes one shard of a checkpoint. The same calls give the same bytes."""
+    """Writes one shard of a checkpoint. The same calls give the same bytes.
 
-    def __init__(self, folder: Path, number: int = 0) -> None:
+    Args:
+        folder: The folder of the checkpoint.
+        number: The shard's.
+        stage: Of a large checkpoint, to write it around the page cache.
+    """
+
+    def __init__(self, folder: Path, number: int = 0, stage: Stage | None = None) -> None:
         self._folder = folder
         self._name = f"__{number}_0.distcp"
-        self._file = OutputFile(folder / self._name)
+        self._file = OutputFile(folder / self._name, stage)
         self._end = 0
         self._written: list[Written] = []
 

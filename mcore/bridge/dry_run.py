@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 
 from mcore.bridge.check import Conversion, check, parameters
+from mcore.bridge.output_file import OutputFile, stage_for
 from mcore.bridge.plan import Step, global_shape
-from mcore.bridge.spans import OutputFile, Span, SpanReader
+from mcore.bridge.spans import Span, SpanReader
 
 COPIED_BYTES = 512 * 10**6
 """Bytes that are copied to see how fast it goes."""
@@ -37,6 +38,7 @@ def dry_run(
         InputError: As `convert`.
     """
     checked = check(hf, make_vocab_size_divisible_by=make_vocab_size_divisible_by)
+    checked.content()
     yield from _tensors(checked)
     num_bytes = sum(_sizes(checked).values())
     num_files = len({tensor.stored.file for tensor in checked.plan.hf.values()})
@@ -94,7 +96,7 @@ def _copying_gb_per_s(checked: Conversion, folder: Path) -> float:
         left -= tensor.stored.num_bytes
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".mcore-flows-") as copy, SpanReader() as reader:
         start = time.monotonic()
-        file = OutputFile(Path(copy.name))
+        file = OutputFile(Path(copy.name), stage_for(sum(_sizes(checked).values())))
         end = 0
         for block in reader.blocks(spans):
             end = file.write(block, end)

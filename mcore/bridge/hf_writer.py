@@ -18,7 +18,7 @@ from torch import Tensor
 from mcore.bridge.dims import Shape
 from mcore.bridge.dist_writer import bytes_of
 from mcore.bridge.hf_headers import DTYPES, INDEX_FILE, SINGLE_FILE
-from mcore.bridge.spans import OutputFile
+from mcore.bridge.output_file import OutputFile, stage_for
 
 CODE_OF = {torch_name: (code, item_bytes) for code, (torch_name, item_bytes) in DTYPES.items()}
 
@@ -99,6 +99,7 @@ class SafetensorsWriter:
 
     def __init__(self, places: Mapping[str, Place]) -> None:
         self._places = places
+        self._stage = stage_for(sum(place.spec.num_bytes for place in places.values()))
         self._files: dict[Path, OutputFile] = {}
         self._written: Counter[str] = Counter()
 
@@ -119,7 +120,7 @@ class SafetensorsWriter:
         """Write bytes of a tensor, block behind block, from its `first_byte` on. Each byte is written once."""
         place = self._places[name]
         if place.file not in self._files:
-            self._files[place.file] = OutputFile(place.file)
+            self._files[place.file] = OutputFile(place.file, self._stage)
         start = end = place.offset + first_byte
         for block in blocks:
             end = self._files[place.file].write(block, end)

@@ -9,7 +9,6 @@ No torch here.
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -21,8 +20,6 @@ from mcore.errors import ConversionError, Problem
 
 BLOCK_BYTES = 2**20
 """Largest block. A multiple of every item's size, so that no number is cut in two."""
-WRITEBACK_BYTES = 32 * 2**20
-"""Bytes after which the kernel is asked to begin to bring them to the disk."""
 MAX_OPEN_FILES = 64
 
 
@@ -88,59 +85,3 @@ class SpanReader:
     def __exit__(self, *_: object) -> None:
         while self._files:
             os.close(self._files.popitem()[1])
-
-
-class OutputFile:
-    """A file that is written at places of its own, on its way to the disk while it is still being written."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = os.open(path, os.O_CREAT | os.O_WRONLY, 0o666)
-        self._unsynced = 0
-
-    def write(self, data: bytes | memoryview, offset: int) -> int:
-        """Write all of it.
-
-        Returns:
-            Where it ends.
-
-        Raises:
-            ConversionError: The file system says no; most likely it is full.
-        """
-        rest = memoryview(data)
-        while rest:
-            try:
-                written = os.pwrite(self._file, rest, offset)
-            except OSError as exc:
-                raise self._failed(exc) from exc
-            rest, offset = rest[written:], offset + written
-            self._unsynced += written
-        if self._unsynced >= WRITEBACK_BYTES:
-            _begin_writeback(self._file)
-            self._unsynced = 0
-        return offset
-
-    def close(self) -> None:
-        """Wait until all is on the disk. Raises as `write`."""
-        try:
-            os.fdatasync(self._file)
-        except OSError as exc:
-            raise self._failed(exc) from exc
-        finally:
-            os.close(self._file)
-
-    def _failed(self, exc: OSError) -> ConversionError:
-        return ConversionError("a file can't be written", [Problem(str(self._path), found=exc.strerror or str(exc))])
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_SYNC_FILE_RANGE_WRITE = 2
-
-
-def _begin_writeback(file: int) -> None:
-    """Without this the kernel waits for seconds, and then all of it is still to be done when the file is synced.
-
-    A wish only: a file system that does not know it says so, and nothing is lost. Source: sync_file_range(2).
-    """
-    if hasattr(_libc, "sync_file_range"):
-        _libc.sync_file_range(file, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)

@@ -15,8 +15,10 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
-from typing import TypeVar, cast
+from multiprocessing.process import BaseProcess
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
 
@@ -70,21 +72,13 @@ def do_all(tasks: Sequence[Task[Result]], advance: Advance) -> list[Result]:
     if len(tasks) == 1:
         with _one_thread():
             return [tasks[0](advance)]
-    # Process groups that told megatron that it is alone may wait to be collected; a fork has lost their threads, and
-    # would crash on collecting them.
-    gc.collect()
-    gc.freeze()
-    context = multiprocessing.get_context("fork")
     processes = []
     running: dict[Connection, int] = {}
     results: dict[int, Result] = {}
     try:
         for number, task in enumerate(tasks):
-            receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_do, args=(task, sender, os.getpid()))
-            process.start()
+            process, receiver = _start(task)
             processes.append(process)
-            sender.close()  # so that the pipe ends when the process does
             running[receiver] = number
         while running:
             for receiver in cast(list[Connection], wait(list(running))):
@@ -92,8 +86,7 @@ def do_all(tasks: Sequence[Task[Result]], advance: Advance) -> list[Result]:
                 try:
                     kind, value = receiver.recv()
                 except EOFError:
-                    processes[number].join()
-                    raise _lost(number, processes[number].exitcode) from None
+                    raise _lost(f"worker {number}", processes[number]) from None
                 if kind == "advance":
                     advance(value)
                 elif kind == "error":
@@ -102,12 +95,71 @@ def do_all(tasks: Sequence[Task[Result]], advance: Advance) -> list[Result]:
                     results[number] = value
                     del running[receiver]
     finally:
-        gc.unfreeze()
         for process in processes:
             if len(results) < len(tasks):
                 process.kill()
             process.join()
     return [results[number] for number in range(len(tasks))]
+
+
+class Meanwhile(Generic[Result]):
+    """A process of its own that does something else while this one works.
+
+    It is a fresh one, no fork: what it does may start process groups, which no fork of a process that had some can.
+
+    Args:
+        name: What it is called if it is lost.
+        task: What it does. Task, result and errors must be picklable.
+    """
+
+    def __init__(self, name: str, task: Callable[[], Result]) -> None:
+        self._name = name
+        self._process, self._receiver = _start(partial(_without_progress, task), "spawn")
+        self._result: list[Result] = []
+
+    def look(self) -> None:
+        """Raise what it raised, if it has by now."""
+        if not self._result and self._receiver.poll():
+            self.result()
+
+    def result(self) -> Result:
+        """What it returned; waits for it.
+
+        Raises:
+            PipelineError: What it raised.
+            ConversionError: It failed in another way, or was killed.
+        """
+        if not self._result:
+            try:
+                kind, value = self._receiver.recv()
+            except EOFError:
+                raise _lost(self._name, self._process) from None
+            self._process.join()
+            if kind == "error":
+                raise value
+            self._result.append(value)
+        return self._result[0]
+
+
+def _without_progress(task: Callable[[], Result], advance: Advance) -> Result:
+    return task()
+
+
+def _start(task: Task[Any], how: Literal["fork", "spawn"] = "fork") -> tuple[BaseProcess, Connection]:
+    """A process that does the task, and the end of a pipe where it tells."""
+    # Process groups that told megatron that it is alone may wait to be collected; a fork has lost their threads, and
+    # would crash on collecting them.
+    gc.collect()
+    gc.freeze()
+    context = multiprocessing.get_context(how)
+    receiver, sender = context.Pipe(duplex=False)
+    process: BaseProcess = context.Process(target=_do, args=(task, sender, os.getpid()), daemon=True)  # type: ignore[attr-defined]
+    try:
+        process.start()
+    finally:
+        gc.unfreeze()
+    sender.close()  # so that the pipe ends when the process does
+    return process, receiver
 
 
 def _do(task: Task[Result], sender: Connection, parent: int) -> None:
@@ -140,11 +192,11 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _lost(number: int, exitcode: int | None) -> ConversionError:
+def _lost(name: str, process: BaseProcess) -> ConversionError:
+    process.join()
+    exitcode = process.exitcode
     ended = f"exit status {exitcode}"
     if exitcode is not None and exitcode < 0:
         ended = signal.Signals(-exitcode).name
     fix = "If it was killed for memory, use fewer workers." if exitcode == -signal.SIGKILL else ""
-    return ConversionError(
-        "a worker ended before its work was done", [Problem(f"worker {number}", "its result", ended, fix)]
-    )
+    return ConversionError("a worker ended before its work was done", [Problem(name, "its result", ended, fix)])

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from mcore.bridge.convert import convert
 from mcore.bridge.dist_files import read_dist_tensors
 from mcore.bridge.export import export
+from mcore.bridge.families import family_of_config
 from mcore.errors import CheckpointError, ConfigError, InputError, SourceError, WeightPlanError
 from mcore.select import select_checkpoint
 from tests.hf_folders import CHAT_TEMPLATE, assert_same_weights, weights_of, write_hf_folder, write_zero_model
@@ -112,7 +114,7 @@ def test_workers_make_the_same_model(tmp_path, name):
         mcore, back = tmp_path / f"mcore{workers}", tmp_path / f"back{workers}"
         convert(tmp_path / "hf", mcore, num_workers=workers)
         shards = sorted(path.name for path in (mcore / "release").glob("*.distcp"))
-        assert shards == [f"__{number}_0.distcp" for number in range(workers)]
+        assert shards == [f"__{number}_0.distcp" for number in range(workers + 1)]  # the last one has no weights
         export(mcore, back, num_workers=workers, max_shard_size_gb=1e-4)
         assert files_of(back) == files_of(tmp_path / "back1")
         assert_same_weights(weights_of(back), weights)
@@ -251,6 +253,7 @@ LARGE = {
 MEASURE = """
 import re, sys
 from pathlib import Path
+import mcore.backend.meta  # megatron's own size is nothing to measure
 from mcore.bridge.convert import convert
 from mcore.bridge.export import export
 # Not getrusage: its peak begins with that of the process that started this one.
@@ -300,3 +303,39 @@ def test_kill_9_leaves_nothing_under_the_final_name(tmp_path):
     export(output, tmp_path / "back")
     assert_same_weights(weights_of(tmp_path / "back"), weights_of(tmp_path / "hf"))
     assert not shard.exists()
+
+
+@pytest.fixture
+def all_models_are_large(monkeypatch):
+    """Large ones are copied around the page cache, and while megatron's model is still being built."""
+    monkeypatch.setattr("mcore.bridge.check.MEANWHILE_FROM_BYTES", 0)
+    monkeypatch.setattr("mcore.bridge.output_file.DIRECT_FROM_BYTES", 0)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
+def test_a_large_model_gives_the_same_bytes(tmp_path, name, num_workers, request):
+    write_hf_folder(tmp_path / "hf", name)
+    convert(tmp_path / "hf", tmp_path / "small", num_workers=num_workers)
+    export(tmp_path / "small", tmp_path / "small_back", num_workers=num_workers)
+    request.getfixturevalue("all_models_are_large")
+    convert(tmp_path / "hf", tmp_path / "large", num_workers=num_workers)
+    export(tmp_path / "large", tmp_path / "large_back", num_workers=num_workers)
+    assert files_of(tmp_path / "small") == files_of(tmp_path / "large")
+    assert files_of(tmp_path / "small_back") == files_of(tmp_path / "large_back")
+
+
+def test_what_megatron_says_late_of_a_large_model_is_said_all_the_same(tmp_path, request):
+    config = write_hf_folder(tmp_path / "hf", "llama")
+    family = family_of_config(config)
+    rules = [replace(rule, mcore=rule.mcore.replace("linear_fc2", "linear_fc3")) for rule in family.rules]
+    other = replace(family, rules=tuple(rules))
+    said = []
+    for is_large in (False, True):
+        if is_large:
+            request.getfixturevalue("all_models_are_large")
+        with pytest.raises(WeightPlanError) as caught:
+            convert(tmp_path / "hf", tmp_path / "mcore", family=other)
+        said.append(caught.value)
+        assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+    assert str(said[0]) == str(said[1]) and "linear_fc3" in str(said[0])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mcore.bridge import spans as module
-from mcore.bridge.spans import BLOCK_BYTES, OutputFile, Span, SpanReader
+from mcore.bridge.spans import BLOCK_BYTES, Span, SpanReader
 from mcore.errors import ConversionError
 
 
@@ -58,18 +58,3 @@ def test_few_files_are_open_at_a_time(files, monkeypatch):
 def test_a_file_that_ends_too_early_is_an_error(files):
     with pytest.raises(ConversionError, match="became shorter"):
         read([Span(files[0], 3000, BLOCK_BYTES + 1)])
-
-
-def test_what_is_written_is_where_it_should_be_whatever_the_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "WRITEBACK_BYTES", 4)
-    file = OutputFile(tmp_path / "out")
-    assert file.write(b"world", 6) == 11
-    assert file.write(memoryview(b"hello "), 0) == 6
-    file.close()
-    assert (tmp_path / "out").read_bytes() == b"hello world"
-
-
-def test_a_full_disk_is_named_with_the_file():
-    file = OutputFile(Path("/dev/full"))
-    with pytest.raises(ConversionError, match=r"can't be written(.|\n)*/dev/full(.|\n)*No space left"):
-        file.write(b"x", 0)

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from mcore.bridge.workers import Piece, divide, do_all
+from mcore.bridge.workers import Meanwhile, Piece, divide, do_all
 from mcore.errors import ConversionError, Problem, SourceError
 
 
@@ -105,3 +105,37 @@ def test_workers_end_with_a_parent_that_is_killed():
     parent.communicate()
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive
+
+
+def slow(value):
+    time.sleep(0.5)
+    if isinstance(value, Exception):
+        raise value
+    return value, os.getpid()
+
+
+def test_something_is_done_meanwhile():
+    meanwhile = Meanwhile("the other", partial(slow, "done"))
+    meanwhile.look()
+    value, pid = meanwhile.result()
+    assert value == "done" and pid != os.getpid() and meanwhile.result() == (value, pid)
+    meanwhile.look()
+
+
+def test_what_fails_meanwhile_is_raised_by_a_look_when_it_is_known():
+    meanwhile = Meanwhile("the other", partial(slow, SourceError("no", [Problem("x")])))
+    meanwhile.look()
+    with pytest.raises(SourceError, match="x"):
+        while True:
+            meanwhile.look()
+            time.sleep(0.1)
+
+
+def be_killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_is_killed_meanwhile_is_named():
+    meanwhile = Meanwhile("the other", be_killed)
+    with pytest.raises(ConversionError, match=r"the other(.|\n)*SIGKILL"):
+        meanwhile.result()
