@@ -40,6 +40,7 @@ from mcore.errors import ConfigError, InputError, Problem
 from mcore.sources.resolve import ResolvedSource, resolve
 from mcore.train.expert_options import balancing_problems
 from mcore.train.packing_options import packing_problems
+from mcore.train.recompute_options import recompute_problems
 from mcore.train.tuners.targets import choose_targets
 from tasks.graph import ADAPTER_FILES, StagePlan, stages
 from tasks.model_folder import collected, model_config_problems, model_folder_problems, served_problems
@@ -324,6 +325,7 @@ def _model_problems(
     if config is not None and train is not None:
         found = collected([], lambda: balancing_problems(train, config))  # what it can't read was said before
         problems += found or []
+        problems += collected([], lambda: recompute_problems(train, config)) or []
         if (data := groups.data) is not None:
             max_length = data.max_length
             problems += collected([], lambda: packing_problems(train, config, max_length)) or []

@@ -93,6 +93,11 @@ class TrainConfig(LoraFields, ExpertFields, LearningRateFields, PackingFields, L
     """With `full`: recompute every `recompute_num_layers` layers (`uniform`) or only the first ones (`block`)."""
     recompute_num_layers: int | None = Field(default=None, ge=1)
     """Layers, see `recompute_method`."""
+    recompute_modules: tuple[Literal["core_attn", "mlp", "moe", "shared_experts", "mla_up_proj"], ...] = Field(
+        default=("core_attn",), min_length=1
+    )
+    """With `selective`: what is recomputed of each layer, which may be attention (`core_attn`), the MLP, routed and
+    shared experts (`moe`) or the shared ones alone, and the up-projections of latent attention."""
 
     load_safetensors: bool = False
     """Take the base's weights straight from the Hugging Face folder, each process its own part, instead of from its
@@ -124,6 +129,8 @@ class TrainConfig(LoraFields, ExpertFields, LearningRateFields, PackingFields, L
             problems.append("recompute_granularity: full needs recompute_method and recompute_num_layers")
         if self.recompute_granularity != "full" and (self.recompute_method or self.recompute_num_layers):
             problems.append("recompute_method and recompute_num_layers belong to recompute_granularity: full")
+        if self.recompute_granularity != "selective" and self.recompute_modules != ("core_attn",):
+            problems.append("recompute_modules belongs to recompute_granularity: selective")
         problems += self._precision_problems()
         problems += self.lora_problems()
         if self.packing and self.moe_router_load_balancing_type == "seq_aux_loss":

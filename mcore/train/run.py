@@ -30,6 +30,7 @@ from mcore.train.metrics import SUMMARY, record_changes
 from mcore.train.model import build_training, engine_problems
 from mcore.train.packing_options import packing_problems
 from mcore.train.position import Position
+from mcore.train.recompute_options import recompute_problems
 from mcore.train.schedule import Schedule
 from mcore.train.stop import StopRequest
 from mcore.train.tuners.options import LoraOptions, adapter_problems
@@ -103,6 +104,7 @@ def _check(run: RunConfig, layout: Layout, base: Base) -> None:
     problems = layout.problems(base.hf_config, padded_vocab_size=base.padded_vocab_size)
     problems += layout.training_problems(base.hf_config)
     problems += balancing_problems(config, base.hf_config)
+    problems += recompute_problems(config, base.hf_config)
     problems += packing_problems(config, base.hf_config, run.data.max_length)
     features = family_of_config(base.hf_config).features(base.hf_config)
     backend = resolve_backend(config.backend, features)

@@ -142,8 +142,8 @@ def install_adapters(
             problems.append(Problem("train.target_modules", text, f"none on one of rank {dist.get_rank()}"))
     _raise_on_all_ranks(problems)
     for module in modules:
-        if module.pre_process and module.config.recompute_granularity == "full":
-            # A recomputed layer only has gradients if its input has one, and in front of the first one nothing learns.
+        if module.pre_process and module.config.recompute_granularity is not None:
+            # What is recomputed only has gradients if its input has one, and in front of the first one nothing learns.
             module.embedding.register_forward_hook(lambda layer, inputs, output: output.requires_grad_())
     return Adapters(tuple(adapters), targets, tuple(whole), dims.vocab)
 

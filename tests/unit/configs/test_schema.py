@@ -96,6 +96,7 @@ def test_the_base_of_these_tests_is_right() -> None:
         ({"train": {"sequence_parallel": True}}, "sequence_parallel needs"),
         ({"train": {"recompute_granularity": "full"}}, "needs recompute_method and recompute_num_layers"),
         ({"train": {"recompute_method": "block"}}, "belong to recompute_granularity: full"),
+        ({"train": {"recompute_modules": ["mlp"]}}, "recompute_modules belongs to recompute_granularity: selective"),
         ({"train": {"cross_entropy_chunk_tokens": 0}}, "greater than or equal to 1"),
         ({"train": {"backend": "torch", "gradient_accumulation_fusion": True}}, "gradient_accumulation_fusion needs"),
         ({"train": {"main_grads_dtype": "bfloat16"}}, "main_grads_dtype: bfloat16 needs use_precision_aware"),

@@ -129,6 +129,10 @@ TABLE = {
         {"train.recompute_granularity": "full", "train.recompute_method": "block", "train.recompute_num_layers": 2},
         FROM_TRAIN,
     ),
+    "train.recompute_modules": (
+        {"train.recompute_granularity": "selective", "train.recompute_modules": ["mlp"]},
+        FROM_TRAIN,
+    ),
     "train.load_safetensors": (True, FROM_TRAIN),
     "train.save_safetensors": (True, FROM_TRAIN),
     "train.save_steps": (5, FROM_TRAIN),

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from configs.schema.experts import ExpertFields
+from configs.schema.train import TrainConfig
 from mcore.backend.layout import Layout
 from mcore.errors import InputError
 from mcore.train.expert_options import balancing_problems
+from mcore.train.recompute_options import recompute_problems
 from tasks.model_folder import model_config_problems
 from tasks.preflight import check_run
 from tests.unit.tasks.model_folders import write_workspace
@@ -144,6 +146,17 @@ def test_every_way_to_divide_experts_that_fits_is_none_of_the_problems() -> None
         "experts of a layer",
         "intermediate size of the experts",
     ]
+
+
+def test_only_what_a_model_has_can_be_recomputed() -> None:
+    def refused(hf_config: dict[str, Any], *modules: str) -> list[str]:
+        asked = {"train_iters": 1, "recompute_granularity": "selective", "recompute_modules": modules}
+        return [problem.found for problem in recompute_problems(TrainConfig.model_validate(asked), hf_config)]
+
+    everything = ("core_attn", "mlp", "moe", "shared_experts", "mla_up_proj")
+    dense = {**MOE, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+    assert refused(dense, *everything) == ["moe", "shared_experts", "mla_up_proj"]
+    assert refused(MOE, *everything) == ["mlp", "shared_experts", "mla_up_proj"]
 
 
 def test_only_routers_with_a_bias_have_one_to_update() -> None:

@@ -30,6 +30,7 @@ MAY_DIFFER = {
     "recompute_granularity",
     "recompute_method",
     "recompute_num_layers",
+    "recompute_modules",
     "load_safetensors",  # the weights themselves are in it
     "save_safetensors",
     "save_steps",
