@@ -51,6 +51,9 @@ Base = Annotated[
     Path | None,
     typer.Option(metavar="BASE_DIR", help="Base of a LoRA run: the checkpoint folder that it started from."),
 ]
+Adapter = Annotated[
+    Path | None, typer.Option(metavar="ADAPTER_DIR", help="PEFT adapter that counts on top of the Hugging Face folder.")
+]
 Python = Annotated[str, typer.Option(metavar="PROGRAM", help="Interpreter of the environment that vLLM is in.")]
 
 
@@ -102,6 +105,9 @@ def export(
         typer.Option(metavar="HF_DIR", help="Folder with the base model's config and tokenizer; DIR/hf if not given."),
     ] = None,
     base: Base = None,
+    merge_lora: Annotated[
+        bool, typer.Option("--merge-lora/--no-merge-lora", help="Of a LoRA run: merged weights, or the adapter.")
+    ] = True,
     iteration: Annotated[int | None, typer.Option(help="Iteration; the newest complete one if not given.")] = None,
     torch_dtype: Annotated[
         Dtype, typer.Option(help="Dtype of the written weights; auto: as in the checkpoint.")
@@ -117,7 +123,7 @@ def export(
             "mcore.bridge", "export", "--checkpoint", checkpoint, "--output", output, *_iteration(iteration),
             *([] if hf is None else ["--hf", hf]), *_base(base), "--torch-dtype", torch_dtype,
             "--max-shard-size-gb", max_shard_size_gb,
-            "--workers", workers, *_flag(overwrite=overwrite),
+            "--workers", workers, *_flag(overwrite=overwrite, no_merge_lora=not merge_lora),
         )
     )  # fmt: skip
 
@@ -128,6 +134,7 @@ def verify(
     mcore: Annotated[Path, typer.Option(metavar="DIR", help="Checkpoint folder, with the tracker and hf/ in it.")],
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the report in this folder.")] = None,
     base: Base = None,
+    adapter: Adapter = None,
     iteration: Annotated[int | None, typer.Option(help="Iteration; the newest complete one if not given.")] = None,
     max_relative_error: Annotated[
         float, typer.Option(min=0.0, help="Largest difference of logits that passes, in their standard deviations.")
@@ -151,8 +158,8 @@ def verify(
     with _kept_or_temporary(output, overwrite=overwrite) as folder:
         status = run_in_terminal(
             _command(
-                "mcore.verify", "--hf", hf, "--mcore", mcore, "--output", folder, *_base(base), *_iteration(iteration),
-                "--max-relative-error", max_relative_error, "--num-prompts", num_prompts,
+                "mcore.verify", "--hf", hf, "--mcore", mcore, "--output", folder, *_base(base), *_adapter(adapter),
+                *_iteration(iteration), "--max-relative-error", max_relative_error, "--num-prompts", num_prompts,
                 "--max-prompt-tokens", max_prompt_tokens, "--dtype", dtype, "--max-noise-ratio", max_noise_ratio,
                 *_flag(overwrite=overwrite, against_peers=against_peers),
             ),
@@ -214,6 +221,7 @@ def train(
 def evaluate(
     model: Model,
     suite: Annotated[Path, typer.Option(metavar="FILE", help="Suite of prompts and expectations (configs/suites/).")],
+    adapter: Adapter = None,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep answers and summary in this folder.")] = None,
     perplexity: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="Held-out rows, PATH or PATH#N; may be repeated.")
@@ -236,6 +244,7 @@ def evaluate(
         status = run_in_terminal(
             [
                 python, "-m", "mcore.evaluate", "run", "--model", _local_model(model), "--suite", suite, *asked,
+                *_adapter(adapter),
                 "--method", method, "--output", folder,
                 "--torch-dtype", torch_dtype, "--max-model-len", max_model_len,
                 "--max-tokens", max_tokens, "--tensor-parallel-size", tensor_parallel_size,
@@ -272,6 +281,10 @@ def _flag(**switches: bool) -> list[str]:
 
 def _iteration(number: int | None) -> list[object]:
     return [] if number is None else ["--iteration", number]
+
+
+def _adapter(folder: Path | None) -> list[object]:
+    return [] if folder is None else ["--adapter", folder]
 
 
 def _base(folder: Path | None) -> list[object]:

@@ -29,7 +29,7 @@ class RunResult:
     Attributes:
         name: Name of the run.
         outcomes: Its stages in the order they ran: reused or not, seconds, artifact.
-        model: Link to the published model.
+        model: Link to the published model, or to the published adapter.
     """
 
     name: str
@@ -62,16 +62,17 @@ def pipeline(run: RunConfig) -> RunResult:
         trained = train(planned, base=hf if run.train.load_safetensors else base, proof=base_proof)
         chosen = select(planned, trained=trained)
 
-        # Back to Hugging Face, and proven again.
+        # Back to Hugging Face, and proven again: a whole model, or an adapter on top of the base.
         tuned = export(planned, trained=trained, selection=chosen, base=base)
-        tuned_proof = verify_export(planned, hf=tuned, mcore=trained, selection=chosen, base=base)
+        model, beside = (tuned, {}) if run.export.merge_lora else (hf, {"adapter": tuned})
+        tuned_proof = verify_export(planned, hf=model, mcore=trained, selection=chosen, base=base, **beside)
 
         # Both models answer the same questions in vLLM, and the tuned one must be good enough.
         if run.evaluate is not None:
             base_answers = evaluate_base(planned, model=hf)
-            tuned_answers = evaluate_tuned(planned, model=tuned, proof=tuned_proof)
+            tuned_answers = evaluate_tuned(planned, model=model, proof=tuned_proof, **beside)
             compare(planned, base=base_answers, tuned=tuned_answers)
 
         # Only a run whose gates all said yes comes here.
-        model = publish(planned, tuned)
-    return RunResult(run.name, tuple(planned.outcomes), model)
+        link = publish(planned, tuned)
+    return RunResult(run.name, tuple(planned.outcomes), link)

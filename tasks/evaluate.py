@@ -20,17 +20,18 @@ def evaluate_base(job: Job, *, model: ArtifactRef) -> None:
 
 
 @stage("evaluate_tuned", interpreter=lambda run: _evaluation(run).python)
-def evaluate_tuned(job: Job, *, model: ArtifactRef, proof: ArtifactRef) -> None:
-    """Answers and perplexity of the tuned model, exported and proven."""
-    _evaluate(job, model)
+def evaluate_tuned(job: Job, *, model: ArtifactRef, proof: ArtifactRef, adapter: ArtifactRef | None = None) -> None:
+    """Answers and perplexity of the tuned model, exported and proven: merged, or the base with an adapter."""
+    _evaluate(job, model, adapter)
 
 
-def _evaluate(job: Job, model: ArtifactRef) -> None:
+def _evaluate(job: Job, model: ArtifactRef, adapter: ArtifactRef | None = None) -> None:
     wanted, data = _evaluation(job.run), job.run.data
     perplexity = [word for file in wanted.perplexity_dataset for word in ("--perplexity", file)]
     system = [] if data.system is None else ["--system", data.system]
+    beside = [] if adapter is None else ["--adapter", adapter.path]
     job.python(
-        "mcore.evaluate", "run", "--model", model.path, "--suite", wanted.suite, *perplexity,
+        "mcore.evaluate", "run", "--model", model.path, *beside, "--suite", wanted.suite, *perplexity,
         "--method", job.run.train.method,
         "--output", job.output, "--overwrite",
         "--torch-dtype", wanted.torch_dtype,

@@ -85,7 +85,7 @@ STAGES = (
           proofs={"proof": "verify_convert"}),
     Stage("select",         "select",   {"trained": "train"}, ("select",)),
     Stage("export",         "export",   {"trained": "train", "selection": "select", "base": "convert"},
-          ("export.torch_dtype", "export.max_shard_size_gb")),
+          ("export.torch_dtype", "export.max_shard_size_gb", "export.merge_lora")),
     Stage("verify_export",  "verify",   {"hf": "export", "mcore": "train", "selection": "select", "base": "convert"},
           ("verify",)),
     Stage("evaluate_base",  "evaluate", {"model": "fetch"}, _EVALUATION),
@@ -95,6 +95,10 @@ STAGES = (
 )
 # fmt: on
 """The whole line, each stage behind its inputs."""
+
+
+ADAPTED = {"verify_export": "hf", "evaluate_tuned": "model"}
+"""Stages that take what is exported, and in what role; an adapter comes beside the base model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +161,14 @@ def inputs_of(stage: Stage, run: RunConfig) -> Mapping[str, str]:
     """Role of each of a stage's inputs in a run, and the stage that it comes from.
 
     With `train.load_safetensors` training starts from the Hugging Face folder. The conversion is made all the same: the
-    proof of it is what vouches for the table that weights are loaded by.
+    proof of it is what vouches for the table that weights are loaded by. Without `export.merge_lora` what is exported
+    is an adapter, which is proven and served on top of the base model.
     """
-    starts_from_hf = stage.name == "train" and run.train.load_safetensors
-    return {"base": "fetch"} if starts_from_hf else stage.inputs
+    if stage.name == "train" and run.train.load_safetensors:
+        return {"base": "fetch"}
+    if stage.name in ADAPTED and not run.export.merge_lora:
+        return {**stage.inputs, ADAPTED[stage.name]: "fetch", "adapter": "export"}
+    return stage.inputs
 
 
 def fields_read(stage: Stage) -> tuple[str, ...]:

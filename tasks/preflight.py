@@ -23,6 +23,7 @@ from configs.schema.base import StrictModel
 from configs.schema.convert import ConvertConfig
 from configs.schema.data import DataConfig
 from configs.schema.evaluate import EvaluateConfig
+from configs.schema.export import ExportConfig
 from configs.schema.launch import LaunchConfig
 from configs.schema.load import RunFileError, read_run_file, validation_problems
 from configs.schema.model import ModelConfig
@@ -41,7 +42,9 @@ from mcore.sources.resolve import ResolvedSource, resolve
 from mcore.train.expert_options import balancing_problems
 from mcore.train.packing_options import packing_problems
 from mcore.train.recompute_options import recompute_problems
+from mcore.train.tuners.readers import adapter_file_problems
 from mcore.train.tuners.targets import choose_targets
+from mcore.train.tuners.whole import choose_whole
 from tasks.graph import ADAPTER_FILES, StagePlan, stages
 from tasks.model_folder import collected, model_config_problems, model_folder_problems, served_problems
 
@@ -152,6 +155,7 @@ class _Groups:
     train: TrainConfig | None
     select: SelectConfig | None
     evaluate: EvaluateConfig | None
+    export: ExportConfig | None
     launch: LaunchConfig | None
     layout: Layout
     method: Method
@@ -180,6 +184,7 @@ def _groups(raw: Mapping[str, Any] | RunConfig) -> tuple[_Groups, list[Problem]]
             train=run.train,
             select=run.select,
             evaluate=run.evaluate,
+            export=run.export,
             launch=run.launch,
             layout=_layout({}, run.train),
             method=run.train.method,
@@ -202,6 +207,7 @@ def _single_groups(raw: Mapping[str, Any]) -> _Groups:
         train=train,
         select=_group(raw, "select", SelectConfig),
         evaluate=_group(raw, "evaluate", EvaluateConfig) if raw.get("evaluate") is not None else None,
+        export=_group(raw, "export", ExportConfig),
         launch=_group(raw, "launch", LaunchConfig),
         layout=_layout(raw, train),
         method=method,
@@ -330,10 +336,19 @@ def _model_problems(
             max_length = data.max_length
             problems += collected([], lambda: packing_problems(train, config, max_length)) or []
     if config is not None and train is not None and train.tuner_type == "lora":
-        collected(problems, lambda: choose_targets(train.target_modules, config))
+        collected(problems, lambda: _lora_problems(train, config, groups))
     if config is not None and groups.evaluate is not None:
         problems += served_problems(config, groups.evaluate)
     return problems
+
+
+def _lora_problems(train: TrainConfig, config: Mapping[str, Any], groups: _Groups) -> None:
+    """Check which modules have adapters or learn whole, and who has to read the adapter."""
+    choose_whole(train.modules_to_save, config, choose_targets(train.target_modules, config))
+    if groups.export is None or groups.export.merge_lora:
+        return
+    if problems := adapter_file_problems(train, config, evaluates=groups.evaluate is not None):
+        raise ConfigError("the adapter can't be used by itself", problems)
 
 
 def _data_problems(data: DataConfig, groups: _Groups) -> list[Problem]:

@@ -13,10 +13,22 @@ def verify_convert(job: Job, *, hf: ArtifactRef, mcore: ArtifactRef) -> None:
 
 
 @stage("verify_export")
-def verify_export(job: Job, *, hf: ArtifactRef, mcore: ArtifactRef, selection: ArtifactRef, base: ArtifactRef) -> None:
-    """Proof that the exported model is the chosen checkpoint: bit equality on disk, then logits."""
-    merged_into = ["--base", base.path] if job.run.train.tuner_type == "lora" else []
-    _verify(job, hf, mcore, "--iteration", selection.metrics["iteration"], *merged_into)
+def verify_export(
+    job: Job,
+    *,
+    hf: ArtifactRef,
+    mcore: ArtifactRef,
+    selection: ArtifactRef,
+    base: ArtifactRef,
+    adapter: ArtifactRef | None = None,
+) -> None:
+    """Proof that the exported model is the chosen checkpoint: bit equality on disk, then logits.
+
+    Of an adapter that was exported by itself, `hf` is the base model that it counts on top of.
+    """
+    trained_on = ["--base", base.path] if job.run.train.tuner_type == "lora" else []
+    beside = [] if adapter is None else ["--adapter", adapter.path]
+    _verify(job, hf, mcore, "--iteration", selection.metrics["iteration"], *trained_on, *beside)
 
 
 def _verify(job: Job, hf: ArtifactRef, mcore: ArtifactRef, *options: str | int) -> None:

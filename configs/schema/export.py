@@ -14,6 +14,9 @@ class ExportConfig(StrictModel):
 
     torch_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Dtype of the written weights; `auto` keeps each tensor's dtype as it is in the checkpoint."""
+    merge_lora: bool = True
+    """With `train.tuner_type: lora`: write the base with the adapter merged into it. false: write the PEFT adapter
+    alone, which counts on top of the base."""
     max_shard_size_gb: float = Field(default=5.0, gt=0)
     """Largest safetensors file, in 10^9 bytes."""
     workers: int = Field(default=1, ge=1)

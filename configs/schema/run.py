@@ -68,6 +68,17 @@ class RunConfig(StrictModel):
         """Tokens of a row that samples are packed into; None if they are padded."""
         return (self.train.packing_length or self.data.max_length) if self.train.packing else None
 
+    @model_validator(mode="after")
+    def _adapter_is_exported(self) -> Self:
+        problems = []
+        if not self.export.merge_lora and self.train.tuner_type != "lora":
+            problems.append("export.merge_lora: false needs train.tuner_type: lora")
+        if not self.export.merge_lora and self.export.torch_dtype != "auto":
+            problems.append("export.torch_dtype needs export.merge_lora: true; an adapter is written as it was trained")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
     @property
     def data_parallel_size(self) -> int:
         """Copies of the model that train on different samples."""

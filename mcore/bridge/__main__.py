@@ -66,6 +66,9 @@ def export(
         Path | None, typer.Option(help="Folder with the base model's config and tokenizer; CHECKPOINT/hf if not given.")
     ] = None,
     base: Annotated[Path | None, typer.Option(help="Checkpoint folder that a LoRA run started from.")] = None,
+    merge_lora: Annotated[
+        bool, typer.Option("--merge-lora/--no-merge-lora", help="Of a LoRA run: merged weights, or the adapter.")
+    ] = True,
     iteration: Annotated[int | None, typer.Option(help="Iteration; the newest complete one if not given.")] = None,
     torch_dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Dtype of the written weights.")
@@ -84,6 +87,7 @@ def export(
         output,
         hf=hf,
         base=base,
+        merge_lora=merge_lora,
         iteration=iteration,
         torch_dtype=torch_dtype,
         max_shard_size_gb=max_shard_size_gb,

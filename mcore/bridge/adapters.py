@@ -207,8 +207,8 @@ class SavedAdapters:
         return cut
 
     def write(self, folder: Path, *, vocab_size: int) -> None:
-        """Make a PEFT adapter's folder; the padding of the vocabulary is left out."""
-        folder.mkdir()
+        """Make a folder a PEFT adapter's; the padding of the vocabulary is left out."""
+        folder.mkdir(exist_ok=True)
         (folder / CONFIG).write_text(self.config_text)
         tensors = {PREFIX + name: tensor for name, tensor in self.without_padding(vocab_size).items()}
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})

@@ -35,7 +35,7 @@ from mcore.bridge.hf_writer import (
 from mcore.bridge.plan import Described, Plan, Step, mcore_shapes_of, plan_export
 from mcore.bridge.spans import SpanReader
 from mcore.bridge.workers import Piece, divide, do_all
-from mcore.errors import ConversionError, Problem
+from mcore.errors import ConfigError, ConversionError, Problem
 from mcore.folders import refuse_existing, refuse_too_little_room, whole_folder
 from mcore.progress import Advance, progress, say
 from mcore.select import select_checkpoint
@@ -49,6 +49,7 @@ def export(
     *,
     hf: Path | None = None,
     base: Path | None = None,
+    merge_lora: bool = True,
     iteration: int | None = None,
     torch_dtype: TorchDtype = "auto",
     max_shard_size_gb: float = 5.0,
@@ -57,13 +58,15 @@ def export(
 ) -> dict[str, Any]:
     """Write a checkpoint's weights as a Hugging Face folder that transformers and vLLM load.
 
-    Of a LoRA run they are the base's with the adapters merged into them; the adapter itself is in `adapter/`.
+    Of a LoRA run they are the base's with the adapters merged into them; the adapter itself is in `adapter/`. Without
+    `merge_lora` the folder is the PEFT adapter, and holds nothing else.
 
     Args:
         checkpoint: Folder with the tracker and the iterations, whichever tool wrote them; or one iteration's own.
         output: The Hugging Face folder to make.
         hf: Folder with the base model's config and further small files; `hf/` of the checkpoint if None.
         base: Checkpoint folder that a LoRA run started from; None of any other run.
+        merge_lora: Whether the adapters of a LoRA run are merged into the base.
         iteration: Which iteration; the newest complete one if None.
         torch_dtype: Dtype of the written weights; `auto` keeps each tensor's.
         max_shard_size_gb: Largest safetensors file, in 10^9 bytes. A single larger tensor gets a file of its own.
@@ -76,7 +79,8 @@ def export(
     Raises:
         CheckpointError: The checkpoint is missing, not complete or damaged.
         ConversionError: Weights are too large for `torch_dtype`; names all of them.
-        InputError: `hf` is missing (SourceError), or weights and config do not fit (ConfigError, WeightPlanError).
+        InputError: `hf` is missing (SourceError), or weights and config do not fit (ConfigError, WeightPlanError); or
+            there is no adapter although `merge_lora` is False.
     """
     start = time.monotonic()
     refuse_existing(output, overwrite=overwrite)
@@ -87,6 +91,16 @@ def export(
     family = family_of_config(config)
     dims = dims_of(config)
     weights, adapters = weights_and_adapters(checkpoint, chosen.path, base)
+    if not merge_lora:
+        return _export_adapter(
+            checkpoint,
+            adapters,
+            output,
+            iteration=chosen.iteration,
+            vocab_size=dims.vocab,
+            torch_dtype=torch_dtype,
+            overwrite=overwrite,
+        )
     tensors = read_weights(weights, mcore_shapes_of(family, dims))
     if EMBEDDING in tensors:
         dims = replace(dims, padded_vocab=tensors[EMBEDDING].shape[0])
@@ -112,6 +126,37 @@ def export(
             "num_tensors": len(specs),
             "num_files": len(shards),
             "bytes": sum(spec.num_bytes for spec in specs.values()),
+            "seconds": round(time.monotonic() - start, 3),
+        }
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
+def _export_adapter(
+    checkpoint: Path,
+    adapters: SavedAdapters | None,
+    output: Path,
+    *,
+    iteration: int | str,
+    vocab_size: int,
+    torch_dtype: TorchDtype,
+    overwrite: bool,
+) -> dict[str, Any]:
+    start = time.monotonic()
+    problems = []
+    if adapters is None:
+        problems.append(Problem(str(checkpoint), "the checkpoint of a LoRA run", "whole weights", "Leave it merged."))
+    if torch_dtype != "auto":
+        problems.append(Problem("torch_dtype", "auto, as an adapter is written as it was trained", torch_dtype))
+    if problems or adapters is None:
+        raise ConfigError("there is no adapter to be exported like this", problems)
+    with whole_folder(output, overwrite=overwrite) as folder:
+        adapters.write(folder, vocab_size=vocab_size)
+        metrics = {
+            "iteration": iteration,
+            "num_tensors": len(adapters.matrices),
+            "num_files": 1,
+            "bytes": sum(path.stat().st_size for path in folder.iterdir()),
             "seconds": round(time.monotonic() - start, 3),
         }
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")

@@ -21,6 +21,7 @@ def run(
     model: Annotated[Path, typer.Option(help="Hugging Face folder.")],
     suite: Annotated[Path, typer.Option(help="Suite file (configs/suites/*.yaml).")],
     output: Annotated[Path, typer.Option(help="Folder to write.")],
+    adapter: Annotated[Path | None, typer.Option(help="PEFT adapter that counts on top of MODEL.")] = None,
     perplexity: Annotated[
         list[str] | None, typer.Option(help="Held-out rows, PATH or PATH#N; may be repeated.")
     ] = None,
@@ -41,7 +42,7 @@ def run(
     from mcore.evaluate.run import EvaluationSettings, evaluate
 
     settings = EvaluationSettings(
-        EngineSettings(model, torch_dtype, max_model_len, tensor_parallel_size),
+        EngineSettings(model, torch_dtype, max_model_len, tensor_parallel_size, adapter=adapter),
         suite,
         tuple(perplexity or ()),
         method,

@@ -41,12 +41,17 @@ CHANGEABLE_ENVIRONMENT = {
 }
 
 
+MAX_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks that vLLM can be made ready for. Source: vLLM 0.32 `config/lora.py`."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """What an engine is started with.
 
     Attributes:
         model: Hugging Face folder.
+        adapter: Folder of a PEFT adapter that answers are given with; None for the model as it is.
         torch_dtype: Dtype of weights and computation; `auto` is the one that the folder's `config.json` names.
         max_model_len: Tokens: the longest prompt and answer together.
         tensor_parallel_size: GPUs to divide the model over.
@@ -58,6 +63,7 @@ class EngineSettings:
     max_model_len: int = 1024
     tensor_parallel_size: int = 1
     seed: int = 0
+    adapter: Path | None = None
 
     def problems(self) -> list[Problem]:
         """Everything that keeps the folder from being served like this, as far as its `config.json` tells."""
@@ -79,7 +85,27 @@ class EngineSettings:
         if limit is not None and self.max_model_len > limit:
             expected = f"at most {limit} (max_position_embeddings of the model, and its rope factor)"
             found.append(Problem(f"--max-model-len {self.max_model_len}", expected))
-        return found
+        return found + self._adapter_problems()
+
+    def _adapter_problems(self) -> list[Problem]:
+        if self.adapter is None:
+            return []
+        path = self.adapter / "adapter_config.json"
+        try:
+            rank = json.loads(path.read_text())["r"]
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            return [Problem(str(path), "PEFT's config of a LoRA adapter", repr(exc))]
+        if rank > MAX_LORA_RANKS[-1]:
+            return [Problem(f"{path}: r", f"at most {MAX_LORA_RANKS[-1]}, which is all that vLLM serves", str(rank))]
+        return []
+
+    @property
+    def lora_options(self) -> dict[str, Any]:
+        """What vLLM is started with for the adapter."""
+        if self.adapter is None:
+            return {}
+        rank = json.loads((self.adapter / "adapter_config.json").read_text())["r"]
+        return {"enable_lora": True, "max_lora_rank": next(size for size in MAX_LORA_RANKS if size >= rank)}
 
     @property
     def resolved_dtype(self) -> str:
@@ -120,8 +146,13 @@ def prepare_environment() -> None:
 class Engine:
     """A started vLLM. Made by `start_engine`."""
 
-    def __init__(self, llm: LLM, vllm_version: str, device: str) -> None:
+    def __init__(self, llm: LLM, vllm_version: str, device: str, adapter: Path | None = None) -> None:
         self._llm = llm
+        self._lora: dict[str, Any] = {}
+        if adapter is not None:
+            from vllm.lora.request import LoRARequest
+
+            self._lora = {"lora_request": LoRARequest("adapter", 1, str(adapter))}
         self.vllm_version = vllm_version
         self.device = device
 
@@ -146,6 +177,7 @@ class Engine:
                     params,
                     use_tqdm=_bar(advance),
                     chat_template_kwargs={"strftime_now": RENDER_DATE.strftime},
+                    **self._lora,
                 ),
             )
         answers = []
@@ -173,7 +205,10 @@ class Engine:
             outputs: list[RequestOutput] = _of_vllm(
                 "vLLM could not compute log-probabilities",
                 lambda: self._llm.generate(
-                    [{"prompt_token_ids": list(ids)} for ids in sequences], params, use_tqdm=_bar(advance)
+                    [{"prompt_token_ids": list(ids)} for ids in sequences],
+                    params,
+                    use_tqdm=_bar(advance),
+                    **self._lora,
                 ),
             )
         found = [
@@ -205,7 +240,8 @@ def start_engine(settings: EngineSettings) -> Iterator[Engine]:
         ) from exc
     dtype = settings.resolved_dtype
     device = str(current_platform.device_type)
-    say(f"start vLLM {vllm.__version__} on {device}, {dtype}: {settings.model}")
+    beside = "" if settings.adapter is None else f" with {settings.adapter}"
+    say(f"start vLLM {vllm.__version__} on {device}, {dtype}: {settings.model}{beside}")
     llm = None
     try:
         llm = _of_vllm(
@@ -218,9 +254,10 @@ def start_engine(settings: EngineSettings) -> Iterator[Engine]:
                 seed=settings.seed,
                 enforce_eager=True,
                 use_tqdm_on_load=False,
+                **settings.lora_options,
             ),
         )
-        yield Engine(llm, vllm.__version__, device)
+        yield Engine(llm, vllm.__version__, device, settings.adapter)
     finally:
         if llm is not None:
             llm.llm_engine.engine_core.shutdown()

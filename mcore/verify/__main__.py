@@ -19,6 +19,7 @@ def verify(
     mcore: Annotated[Path, typer.Option(help="Checkpoint folder, with the tracker and hf/ in it.")],
     output: Annotated[Path, typer.Option(help="Folder of the report; appears whole, whatever the verdict.")],
     base: Annotated[Path | None, typer.Option(help="Checkpoint folder that a LoRA run started from.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="PEFT adapter that counts on top of HF, if not merged.")] = None,
     iteration: Annotated[int | None, typer.Option(help="Iteration; the newest complete one if not given.")] = None,
     max_relative_error: Annotated[
         float, typer.Option(min=0.0, help="Largest difference of logits that passes, in their standard deviations.")
@@ -41,7 +42,8 @@ def verify(
 
     Exit status 3 if they differ; the report is written all the same.
     """
-    refuse_missing(hf=hf, mcore=mcore, **({} if base is None else {"base": base}))
+    named = {"base": base, "adapter": adapter}
+    refuse_missing(hf=hf, mcore=mcore, **{name: folder for name, folder in named.items() if folder is not None})
     from mcore.verify.verify import verify as run  # torch and megatron: seconds that --help need not wait for
 
     report = run(
@@ -49,6 +51,7 @@ def verify(
         mcore,
         output,
         base=base,
+        adapter=adapter,
         iteration=iteration,
         max_relative_error=max_relative_error,
         num_prompts=num_prompts,

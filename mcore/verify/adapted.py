@@ -1,8 +1,9 @@
-"""A LoRA run's model for the proof of its export: the base with the run's adapters, merged by megatron's own layers.
+"""A LoRA run's model for the proof of its export: the base with the run's adapters, merged or beside.
 
-The folder that is proven was merged file by file, along the family's table. Here the adapters are put on a live model
-as training puts them, take the checkpoint's matrices, and each layer adds what it would add to its output to its weight
-instead, rounded once to the dtype that the folder has.
+megatron's side puts the adapters on a live model as training puts them, and takes the checkpoint's matrices. A folder
+that is proven was merged file by file, along the family's table; against it each layer adds what it would add to its
+output to its weight instead, rounded once to the dtype that the folder has. Against an adapter that was not merged the
+layers stay as training has them, and transformers' model has the adapter from PEFT (`mcore.verify.with_peft`).
 """
 
 from __future__ import annotations
@@ -21,15 +22,20 @@ from mcore.train.tuners.options import LoraOptions
 
 
 @dataclass(frozen=True, slots=True)
-class Merged:
-    """Adapters of a checkpoint, and torch's names of the dtypes that the exported weights have, by name."""
+class Adapted:
+    """Adapters of a checkpoint.
+
+    Attributes:
+        saved: The adapters.
+        merged_as: torch's names of the dtypes that the merged weights have, by name; None to merge nothing.
+    """
 
     saved: SavedAdapters
-    dtypes: Mapping[str, str]
+    merged_as: Mapping[str, str] | None
 
     @torch.no_grad()
     def into(self, model: GPTModel, hf_config: Mapping[str, Any]) -> None:
-        """Merge the adapters into a model with the base's weights; it must hold the whole model.
+        """Put the adapters on a model with the base's weights, or merge them into it; it must hold the whole model.
 
         Raises:
             CheckpointError: The checkpoint holds adapters of other modules than its config says.
@@ -51,4 +57,5 @@ class Merged:
         ]:
             raise CheckpointError("the checkpoint does not hold the adapters of its config", problems)
         adapters.load_state_dict(self.saved.whole())
-        adapters.merge(lambda name: getattr(torch, self.dtypes[name]))
+        if (merged_as := self.merged_as) is not None:
+            adapters.merge(lambda name: getattr(torch, merged_as[name]))

@@ -23,7 +23,7 @@ from mcore.backend.model import build_model
 from mcore.backend.parallel import device
 from mcore.errors import CheckpointError
 from mcore.progress import progress, say
-from mcore.verify.adapted import Merged
+from mcore.verify.adapted import Adapted
 from mcore.verify.compare import hidden_error, logit_gap
 from mcore.verify.experts import MAX_EXTRA, ExpertCount
 from mcore.verify.lengths import unreached_lengths
@@ -43,7 +43,9 @@ class Reference:
     unreached: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
-def trace_hf(hf: Path, prompts: PromptSet, *, vocab_size: int, num_experts: int = 0) -> Reference:
+def trace_hf(
+    hf: Path, prompts: PromptSet, *, vocab_size: int, num_experts: int = 0, adapter: Path | None = None
+) -> Reference:
     """What the transformers model of a folder computes on every prompt. The model is freed before this returns.
 
     Args:
@@ -51,11 +53,12 @@ def trace_hf(hf: Path, prompts: PromptSet, *, vocab_size: int, num_experts: int 
         prompts: The prompts; more are added while a mixture-of-experts model has experts that none reaches.
         vocab_size: Rows of the embedding, without padding.
         num_experts: Experts of each mixture-of-experts layer; 0 if the model has none.
+        adapter: Folder of an adapter that PEFT puts on it.
 
     Raises:
-        ConfigError: transformers can't load the folder, or not all of it.
+        ConfigError: transformers can't load the folder, or PEFT the adapter, or not all of it.
     """
-    model = load_hf_model(hf, device())
+    model = load_hf_model(hf, device(), adapter=adapter)
     count = ExpertCount(model, num_experts)
     traces: list[Trace] = []
     with progress("logits of transformers", len(prompts.prompts), "prompts") as advance, count.counting():
@@ -80,7 +83,7 @@ def compare_with_mcore(
     iteration_dir: Path,
     max_relative_error: float,
     rounded_to: str | None = None,
-    merged: Merged | None = None,
+    adapted: Adapted | None = None,
 ) -> NumericalResult:
     """Run the checkpoint's model on the same prompts and compare, prompt by prompt.
 
@@ -93,7 +96,7 @@ def compare_with_mcore(
         max_relative_error: The gate.
         rounded_to: Dtype (torch's name) that the checkpoint's weights are rounded to before they are used: what an
             export with a dtype of its own did to them.
-        merged: Adapters that count on top of the checkpoint's weights.
+        adapted: Adapters that count on top of the checkpoint's weights.
 
     Raises:
         ConfigError: megatron-core can't build a model of this config.
@@ -103,7 +106,7 @@ def compare_with_mcore(
     errors: list[dict[str, float]] = []
     not_loaded: tuple[str, ...] = ()
     try:
-        model = _mcore_model(config, iteration_dir, torch.float32, rounded_to, merged)
+        model = _mcore_model(config, iteration_dir, torch.float32, rounded_to, adapted)
     except CheckpointError as error:  # the folder is complete, so these weights do not make this model
         not_loaded = tuple(str(problem) for problem in error.problems) or (error.summary,)
     else:
@@ -142,22 +145,24 @@ def compare_noise(
     reference: Reference,
     *,
     hf: Path,
+    adapter: Path | None = None,
     config: Mapping[str, Any],
     iteration_dir: Path,
     dtype: Literal["bfloat16", "float16"],
     max_noise_ratio: float,
-    merged: Merged | None = None,
+    adapted: Adapted | None = None,
 ) -> NoiseResult:
     """T2: how far both models are from the fp32 logits in a dtype. Process groups must be running.
 
     Args:
         reference: What `trace_hf` gave: fp32.
         hf: Hugging Face folder.
+        adapter: Folder of an adapter that PEFT puts on it.
         config: `config.json` of the checkpoint's side.
         iteration_dir: Folder of one iteration of the checkpoint, whose weights megatron-core can load.
         dtype: Of weights and activations.
         max_noise_ratio: The gate: megatron-core's noise over that of transformers.
-        merged: Adapters that count on top of the checkpoint's weights.
+        adapted: Adapters that count on top of the checkpoint's weights.
     """
     start = time.monotonic()
     prompts, torch_dtype = reference.prompts.prompts, getattr(torch, dtype)
@@ -172,10 +177,10 @@ def compare_noise(
         gc.collect()
         return relative_noise(fp32, logits)
 
-    hf_model = load_hf_model(hf, device(), torch_dtype)
+    hf_model = load_hf_model(hf, device(), torch_dtype, adapter=adapter)
     hf_noise = noise("transformers", hf_traces(hf_model, prompts, device(), with_points=False))
     del hf_model
-    model = _mcore_model(config, iteration_dir, torch_dtype, merged=merged)
+    model = _mcore_model(config, iteration_dir, torch_dtype, adapted=adapted)
     pad_token_id = config.get("pad_token_id")
     found = mcore_traces(model, prompts, device(), with_points=False, pad_token_id=pad_token_id)
     mcore_noise = noise("megatron-core", found)
@@ -194,7 +199,7 @@ def _mcore_model(
     iteration_dir: Path,
     dtype: torch.dtype,
     rounded_to: str | None = None,
-    merged: Merged | None = None,
+    adapted: Adapted | None = None,
 ) -> GPTModel:
     model = build_model(
         config,
@@ -204,8 +209,8 @@ def _mcore_model(
         backend="torch",  # the same arithmetic on every machine; Transformer Engine's is no fp32 reference
     )
     load_weights(model, iteration_dir)
-    if merged is not None:
-        merged.into(model, config)
+    if adapted is not None:
+        adapted.into(model, config)
     if rounded_to:
         for parameter in model.parameters():
             parameter.copy_(parameter.to(getattr(torch, rounded_to)))

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mcore.bridge.adapters import CONFIG as ADAPTER_CONFIG
 from mcore.bridge.adapters import FOLDER as ADAPTER_FOLDER
 from mcore.bridge.adapters import SavedAdapters, read_adapter_weights
 from mcore.bridge.dims import ModelDims, Shape
@@ -38,7 +39,13 @@ from mcore.verify.report import CastCount, StructuralResult, TensorFinding
 
 
 def compare_on_disk(
-    hf: Path, iteration_dir: Path, *, family: Family, dims: ModelDims, adapters: SavedAdapters | None = None
+    hf: Path,
+    iteration_dir: Path,
+    *,
+    family: Family,
+    dims: ModelDims,
+    adapters: SavedAdapters | None = None,
+    adapter_folder: Path | None = None,
 ) -> StructuralResult:
     """The whole structural proof.
 
@@ -48,6 +55,7 @@ def compare_on_disk(
         family: The table that says which rows belong together.
         dims: Sizes by the Hugging Face config; the padded vocabulary is taken from the checkpoint.
         adapters: What the Hugging Face side has on top of the checkpoint's weights.
+        adapter_folder: Where it has them, beside weights that are the base's; None if they are merged.
 
     Raises:
         SourceError: The Hugging Face files are not whole.
@@ -76,6 +84,7 @@ def compare_on_disk(
     compared: list[HfTensor] = []
     num_mcore_tensors = 0
     reader = HfReader(stored, found)
+    merged = adapters if adapter_folder is None else None
     with progress("bits on disk", len(steps), "tensors") as advance:
         findings += [
             TensorFinding(tensor=copy, kind="differs", detail=f"not the bits of {original}")
@@ -84,13 +93,13 @@ def compare_on_disk(
         ]
         for step in steps:
             if _comparable(step, dims, found, saved):
-                findings += _compare_step(step, dims, saved[step.mcore_key], reader, adapters)
+                findings += _compare_step(step, dims, saved[step.mcore_key], reader, merged)
                 compared += [found[name] for name in step.hf_names]
                 casts.update((saved[step.mcore_key].dtype, found[name].dtype) for name in step.hf_names)
                 num_mcore_tensors += 1
             advance(1)
     if adapters is not None:
-        findings += _adapter_file(hf / ADAPTER_FOLDER, adapters, dims)
+        findings += _adapter_file(adapter_folder or hf / ADAPTER_FOLDER, adapters, dims)
     dtypes = {tensor.dtype for tensor in compared}
     has_casts = any(mcore != of_hf for mcore, of_hf in casts)
     return StructuralResult(
@@ -173,7 +182,9 @@ def _compare_step(
 
 
 def _adapter_file(folder: Path, adapters: SavedAdapters, dims: ModelDims) -> Iterator[TensorFinding]:
-    """The adapter that lies beside the merged weights must hold the checkpoint's bits."""
+    """The adapter's file must hold the checkpoint's bits, and its config say what the run's does."""
+    if (folder / ADAPTER_CONFIG).read_text() != adapters.config_text:
+        yield TensorFinding(tensor=ADAPTER_CONFIG, kind="differs", detail="the adapter's config is not the run's")
     found, wanted = read_adapter_weights(folder), adapters.without_padding(dims.vocab)
     for name in sorted(wanted.keys() | found.keys()):
         if name not in found or name not in wanted:

@@ -30,6 +30,7 @@ from mcore.errors import ConfigError, Problem
 from mcore.verify.dequantise import load_dequantised
 from mcore.verify.further_tokens import attach_further_layers, hf_further_logits
 from mcore.verify.prompts import Prompt
+from mcore.verify.with_peft import put_on
 
 HEAD = "head"
 
@@ -48,13 +49,16 @@ class Trace:
     logits: Tensor
 
 
-def load_hf_model(hf: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
+def load_hf_model(
+    hf: Path, device: torch.device, dtype: torch.dtype = torch.float32, *, adapter: Path | None = None
+) -> Any:
     """The transformers model of a folder, with its plainest attention. Quantised weights are dequantised to bfloat16.
 
     Args:
         hf: Hugging Face folder.
         device: Where to put the model.
         dtype: Of its weights and activations.
+        adapter: Folder of an adapter that PEFT puts on it.
 
     Raises:
         ConfigError: The folder does not load, or some weights would keep their random initial values.
@@ -82,6 +86,8 @@ def load_hf_model(hf: Path, device: torch.device, dtype: torch.dtype = torch.flo
     if problems:
         raise ConfigError(f"{hf} is no whole model for transformers", problems)
     attach_further_layers(model, hf)
+    if adapter is not None:
+        put_on(model, adapter)
     return model.eval().to(device)
 
 

@@ -16,10 +16,11 @@ from mcore.bridge.families import dims_of, family_of_config
 from mcore.bridge.further_tokens import config_of_files
 from mcore.bridge.hf_config import HF_FOLDER, max_served_tokens, read_hf_config
 from mcore.bridge.hf_headers import read_headers
+from mcore.errors import ConfigError, Problem
 from mcore.folders import refuse_existing, whole_folder
 from mcore.progress import say
 from mcore.select import select_checkpoint
-from mcore.verify.adapted import Merged
+from mcore.verify.adapted import Adapted
 from mcore.verify.numerical import compare_noise, compare_with_mcore, trace_hf
 from mcore.verify.page import write_report
 from mcore.verify.prompts import prompt_set
@@ -33,6 +34,7 @@ def verify(
     output: Path,
     *,
     base: Path | None = None,
+    adapter: Path | None = None,
     iteration: int | None = None,
     max_relative_error: float = 1e-4,
     num_prompts: int = 4,
@@ -52,7 +54,8 @@ def verify(
         mcore: Checkpoint folder with the tracker, the iterations, and `hf/` with the config that training reads.
         output: Folder of the report.
         base: Checkpoint folder that a LoRA run started from, if `mcore` is such a run; its adapters then must be merged
-            into the weights of `hf`.
+            into the weights of `hf`, unless there is an `adapter`.
+        adapter: PEFT adapter's folder, which PEFT puts on top of `hf`; None if `hf` is the whole model.
         iteration: Which iteration; the newest complete one if None.
         max_relative_error: Largest difference of fp32 logits that passes, as a fraction of the Hugging Face logits'
             standard deviation.
@@ -76,11 +79,15 @@ def verify(
     family, dims = family_of_config(config), dims_of(config)
     say(f"verify: {hf} against {chosen.path}, as {chosen.reason}")
     weights, adapters = weights_and_adapters(mcore, chosen.path, base)
-    merged = None
+    if adapter is not None and adapters is None:
+        problem = Problem(str(mcore), "the checkpoint of a LoRA run", "whole weights", "Leave the adapter out.")
+        raise ConfigError("an adapter is compared with adapters", [problem])
+    adapted = None
     if adapters is not None:
-        merged = Merged(adapters, {name: tensor.dtype for name, tensor in read_headers(hf).items()})
+        dtypes = {name: tensor.dtype for name, tensor in read_headers(hf).items()}
+        adapted = Adapted(adapters, None if adapter is not None else dtypes)
     with whole_folder(output, overwrite=overwrite) as folder:
-        structural = compare_on_disk(hf, weights, family=family, dims=dims, adapters=adapters)
+        structural = compare_on_disk(hf, weights, family=family, dims=dims, adapters=adapters, adapter_folder=adapter)
         say(f"verify: bits on disk are {'equal' if structural.passed else 'NOT equal'}")
         numerical: NumericalResult | None = None
         noise: NoiseResult | None = None
@@ -91,7 +98,8 @@ def verify(
                 num_prompts=num_prompts,
                 max_prompt_tokens=min(max_prompt_tokens, max_served_tokens(config) or max_prompt_tokens),
             )
-            reference = trace_hf(hf, prompts, vocab_size=dims.vocab, num_experts=dims.more.get("experts", 0))
+            num_experts = dims.more.get("experts", 0)
+            reference = trace_hf(hf, prompts, vocab_size=dims.vocab, num_experts=num_experts, adapter=adapter)
             with parallel_processes(Layout()):
                 numerical = compare_with_mcore(
                     reference,
@@ -99,18 +107,19 @@ def verify(
                     iteration_dir=weights,
                     max_relative_error=max_relative_error,
                     rounded_to=structural.cast_to,
-                    merged=merged,
+                    adapted=adapted,
                 )
                 say(f"verify: logits are {'equal' if numerical.passed else 'NOT equal'}, {numerical.summary}")
                 if (noise_dtype := _noise_dtype(hf, dtype)) != "float32" and numerical.passed:
                     noise = compare_noise(
                         reference,
                         hf=hf,
+                        adapter=adapter,
                         config=mcore_config,
                         iteration_dir=weights,
                         dtype=noise_dtype,
                         max_noise_ratio=max_noise_ratio,
-                        merged=merged,
+                        adapted=adapted,
                     )
                     say(f"verify: {noise.summary}")
         report = VerifyReport(

@@ -114,6 +114,19 @@ def test_adapters_go_the_whole_line_and_lie_beside_the_merged_weights(workspace,
     assert names == {"adapter_config.json", "adapter_model.safetensors"}
 
 
+def test_an_adapter_is_proven_served_and_published_by_itself(workspace, finished):
+    lora = {"tuner_type": "lora", "train_iters": 60, "save_steps": 30, "lora_alpha": 16, "lr": 1e-2}
+    run = raw_run(train=lora, export={"merge_lora": False}) | {"name": "tiny-adapter"}
+    result = workspace.run(run)
+    stages = ["train", "select", "export", "verify_export", "evaluate_tuned", "compare"]
+    assert made(result["outcomes"]) == stages  # base and base's answers are there
+    assert json.loads((path_of(result, "verify_export") / "report.json").read_text())["passed"] is True
+    names = {path.name for path in Path(result["model"]).iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= names and "config.json" not in names
+    figures = json.loads((path_of(result, "compare") / "metrics.json").read_text())
+    assert figures["tuned_pass_rate"] == 1.0, figures
+
+
 def test_small_flows_find_what_the_line_made(here):
     assert [(outcome.name, outcome.cached) for outcome in convert_only(raw_run())] == [
         ("convert", True),

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from mcore.backend.layout import Layout
 from mcore.backend.parallel import parallel_processes
+from mcore.bridge.adapters import read_adapter_weights
 from mcore.bridge.export import export
 from mcore.metrics import read_metrics
 from mcore.train.methods import sft
@@ -24,9 +25,9 @@ from mcore.train.run import train
 from mcore.train.tuners.options import LoraOptions
 from mcore.train.tuners.pair import first_values
 from mcore.train.tuners.targets import choose_targets
-from tests.lora_reference import Lora, names, random_matrices
+from tests.lora_reference import Lora, names, random_matrices, whole_names, write_adapter
 from tests.parallel.launch import run_torchrun
-from tests.parallel.lora_cases import RUNS, STEPS, TARGETS, lora_run
+from tests.parallel.lora_cases import RUNS, STEPS, TARGETS, lora_run, one_step
 from tests.reference_training import train_with_transformers
 from tests.tiny_models import tiny_hf_model
 from tests.tiny_runs import make_base, recorded, saved_tensors
@@ -41,9 +42,12 @@ LAST = f"iter_{STEPS:07d}"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lora")
     for name in TARGETS:
-        make_base(folder / name, name)
+        model, config = make_base(folder / name, name)
+        options = LoraOptions.of(lora_run(folder, name).train)
+        write_adapter(folder / f"adapter-{name}", options, config, random_matrices(options, model, config))
         with parallel_processes(Layout()):
             train(lora_run(folder, name), folder / name, folder / f"one-{name}")
+            train(one_step(folder, name), folder / name, folder / f"step-one-{name}")
     for nproc in RUNS:
         run_torchrun(nproc, Path(__file__).with_name("lora_cases.py"), folder, folder=folder, timeout_s=600)
     return folder
@@ -88,14 +92,17 @@ def reference(folder: Path, name: str) -> Reference:
         (rank, in_size), (out_size, _) = matrices[name_a].shape, matrices[name_b].shape
         first = first_values(target, rank, in_size, out_size, run.train.seed)
         matrices[name_a], matrices[name_b] = first["A"], first["B"]
+    matrices |= {key: model.state_dict()[key] for key in whole_names(options, config)}
     lora = Lora(model, config, options, matrices)
     optimizers: list[torch.optim.Optimizer] = []
     hook = register_optimizer_step_post_hook(lambda optimizer, args, kwargs: optimizers.append(optimizer))
     data, _ = sft.datasets(run.data, folder / name / "hf")
     losses = train_with_transformers(Learning(lora), run, data)
     hook.remove()
-    (states,) = [list(group["params"]) for group in optimizers[-1].param_groups if group["params"]]
-    moments = {key: optimizers[-1].state[parameter] for key, parameter in zip(lora.parameters, states, strict=True)}
+    # First what decays, then norms.
+    keys = sorted(lora.parameters, key=lambda key: lora.parameters[key].dim() == 1)
+    copies = [parameter for group in optimizers[-1].param_groups for parameter in group["params"]]
+    moments = {key: optimizers[-1].state[copy] for key, copy in zip(keys, copies, strict=True)}
     return Reference(losses, {key: parameter.detach() for key, parameter in lora.parameters.items()}, moments)
 
 
@@ -108,15 +115,55 @@ def test_losses_matrices_and_moments_are_those_of_peft(
     losses = recorded(read_metrics(run / "metrics.jsonl"), "loss")
     assert len(losses) == STEPS and losses[-1] < losses[0] - 1
     assert losses == pytest.approx(wanted.losses, abs=1e-5)
-    saved = {re.sub(r"^chained_\d\.", "", key): value for key, value in saved_tensors(run / LAST).items()}
+    saved = tensors_of(run / LAST)
     assert {key for key in saved if "optimizer." not in key} == set(wanted.matrices)
     for key, matrix in wanted.matrices.items():
-        ours = saved[key][:, : matrix.shape[1]]
-        assert torch.allclose(ours, matrix, atol=1e-4), key
+        assert torch.allclose(without_padding(saved[key], matrix), matrix, atol=1e-4), key
         for moment in ("exp_avg", "exp_avg_sq"):
             of_peft = wanted.moments[key][moment]
-            ours = saved[f"optimizer.state.{moment}.{key}"][:, : matrix.shape[1]]
+            ours = without_padding(saved[f"optimizer.state.{moment}.{key}"], matrix)
             assert torch.allclose(ours, of_peft, rtol=1e-3, atol=1e-5 * max(1.0, of_peft.abs().max().item())), key
+
+
+def tensors_of(iteration: Path) -> dict[str, Tensor]:
+    return {re.sub(r"^chained_\d\.", "", key): value for key, value in saved_tensors(iteration).items()}
+
+
+def without_padding(saved: Tensor, like: Tensor) -> Tensor:
+    """What megatron pads the vocabulary with must not have learnt either."""
+    cut = saved[tuple(slice(0, size) for size in like.shape)]
+    assert saved.norm() == pytest.approx(cut.norm().item(), rel=1e-6)
+    return cut
+
+
+@pytest.fixture(scope="module")
+def gradients(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Those that PEFT's model has of the first batch, with the adapter that the single steps start from."""
+    found = {}
+    for name in TARGETS:
+        run = one_step(folder, name)
+        model, config = tiny_hf_model(name)
+        options = LoraOptions.of(run.train)
+        lora = Lora(model, config, options, read_adapter_weights(folder / f"adapter-{name}"))
+        data, _ = sft.datasets(run.data, folder / name / "hf")
+        train_with_transformers(Learning(lora), run, data)
+        found[name] = {key: parameter.grad.clone() for key, parameter in lora.parameters.items()}
+    return found
+
+
+@pytest.mark.parametrize(("case", "name"), CASES)
+def test_gradients_are_those_of_peft(
+    folder: Path, gradients: Mapping[str, Mapping[str, Tensor]], case: str, name: str
+) -> None:
+    run = one_step(folder, name).train
+    saved = tensors_of(folder / f"step-{case}-{name}" / "iter_0000001")
+    wanted = gradients[name]
+    assert {key for key in saved if "optimizer." not in key} == set(wanted)
+    for key, of_peft in wanted.items():
+        ours = without_padding(saved[f"optimizer.state.exp_avg.{key}"], of_peft) / (1 - run.adam_beta1)
+        largest = of_peft.abs().max()
+        assert largest > 0 or ".experts." in key, key
+        assert torch.allclose(ours, of_peft, rtol=1e-4, atol=1e-5 * max(largest.item(), 1e-4)), key
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
@@ -144,4 +191,5 @@ def test_the_adapter_of_tensor_and_pipeline_ranks_loads_with_peft(folder: Path, 
     assert ((merged(input_ids=ids).logits - found).abs().max() / found.std()).item() < 1e-5
     for key, tensor in adapted.merge_and_unload().state_dict().items():
         assert torch.allclose(merged.state_dict()[key], tensor, rtol=0, atol=1e-6), key
-        assert "proj" in key or "embed" in key or torch.equal(merged.state_dict()[key], before[key]), key
+        learns = any(part in key for part in ("proj", "embed", "lm_head", "norm"))
+        assert learns or torch.equal(merged.state_dict()[key], before[key]), key

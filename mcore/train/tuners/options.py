@@ -48,7 +48,9 @@ class LoraOptions:
             tuple(peft_target_modules(targets, hf_config)),
             tuple(peft_modules_to_save(choose_whole(self.modules_to_save, hf_config, targets), hf_config)),
         )
-        return config.to_json(lora_dropout=self.lora_dropout)
+        # transformers holds these as parameters, not modules; PEFT's adapters of parameters can't have any dropout.
+        of_parameters = any(target.expert is not None or target.kind == "router" for target in targets)
+        return config.to_json(lora_dropout=0.0 if of_parameters else self.lora_dropout)
 
 
 def read_adapter(

@@ -143,6 +143,7 @@ TABLE = {
     "select.iteration": ({"select.strategy": "iteration", "select.iteration": 10}, FROM_SELECT),
     "export.torch_dtype": ("bfloat16", FROM_EXPORT),
     "export.max_shard_size_gb": (1.0, FROM_EXPORT),
+    "export.merge_lora": ({**LORA, "export.merge_lora": False}, FROM_TRAIN),
     "export.workers": (2, NOTHING),
     "evaluate.suite": ("data/other.jsonl", EVALUATION),
     "evaluate.perplexity_dataset": (["data/other.jsonl#3"], EVALUATION),

@@ -92,6 +92,22 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"train.tuner_type": "lora", "train.save_safetensors": True},
         ["save_safetensors writes whole weights"],
     ),
+    "modules that can't learn whole": (
+        {"train.tuner_type": "lora", "train.modules_to_save": ["o_proj", "nrm"]},
+        ["train.modules_to_save: o_proj: expected one of", "train.modules_to_save: nrm: expected one of"],
+    ),
+    "an adapter by itself, without adapters": (
+        {"export.merge_lora": False},
+        ["export.merge_lora: false needs train.tuner_type: lora"],
+    ),
+    "an adapter by itself that vLLM can't serve": (
+        {"train.tuner_type": "lora", "train.modules_to_save": ["norm"], "export.merge_lora": False},
+        ["train.modules_to_save: expected none, as the evaluation serves the adapter in vLLM"],
+    ),
+    "an adapter by itself in another dtype": (
+        {"train.tuner_type": "lora", "export.merge_lora": False, "export.torch_dtype": "bfloat16"},
+        ["export.torch_dtype needs export.merge_lora: true"],
+    ),
     "adapters on Transformer Engine": (
         {"train.tuner_type": "lora", "train.backend": "transformer_engine"},
         ["train.backend: expected torch, as adapters", "expected Transformer Engine to be installed"],
@@ -232,7 +248,8 @@ def test_what_a_wrong_group_says_of_files_and_layout_is_looked_at(raw: dict[str,
         "val.jsonl:1: expected one JSON object",
         "nowhere.jsonl: expected a jsonl file, found No such file",
         "evaluate.suite: none.yaml: can't be read",
-        "launch.nproc_per_node (6) must be a multiple of tensor_model_parallel_size x pipeline_model_parallel_size (4)",
+        "launch.nproc_per_node (6) must be a multiple of tensor_model_parallel_size x pipeline_model_parallel_size x "
+        "context_parallel_size (4)",
         "train.global_batch_size (6) must be a multiple of micro_batch_size (4)",
         "num_key_value_heads: expected a multiple of tensor_model_parallel_size (4), found 2",
     ):

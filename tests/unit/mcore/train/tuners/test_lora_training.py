@@ -148,6 +148,57 @@ def test_the_proof_sees_other_weights_and_another_adapter(tmp_path: Path) -> Non
         path.write_bytes(good)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("llama", {"target_modules": ("all-linear", "all-embedding"), "modules_to_save": ("lm_head",)}),
+        ("qwen3_moe", {"target_modules": ("all-linear", "all-router"), "modules_to_save": ("norm",)}),
+        ("deepseek_v3", {"target_modules": ("experts.linear_fc1", "experts.linear_fc2", "kv_b_proj", "o_proj")}),
+    ],
+)
+def test_an_adapter_by_itself_is_proven_on_top_of_the_base(tmp_path: Path, name: str, settings: dict[str, Any]) -> None:
+    base = converted(tmp_path, name, torch.float32)
+    with parallel_processes(Layout()):
+        train(tiny_run(tmp_path, **(LORA | settings)), base, tmp_path / "run")
+    metrics = export(tmp_path / "run", tmp_path / "out", base=base, merge_lora=False)
+    names = ["adapter_config.json", "adapter_model.safetensors", "metrics.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
+    folders = (tmp_path / f"hf-{name}", tmp_path / "run", tmp_path / "proof")
+    report = verify(*folders, base=base, adapter=tmp_path / "out")
+    assert report.passed, report
+    # Not the adapter that was trained: the bits tell, and so do the logits.
+    file = tmp_path / "out" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    changed = next(key for key in tensors if key.endswith("o_proj.lora_B.weight"))
+    tensors[changed] *= 3
+    save_file(tensors, file, metadata={"format": "pt"})
+    report = verify(*folders, base=base, adapter=tmp_path / "out", overwrite=True)
+    assert [finding.tensor for finding in report.structural.findings] == [changed.removeprefix("base_model.model.")]
+    assert report.numerical is not None and not report.numerical.passed
+
+
+def test_an_adapter_that_peft_does_not_read_whole_is_no_proof(tmp_path: Path) -> None:
+    """PEFT takes the MLP of a dense layer for an expert's; it warns, and goes on with a matrix that does nothing."""
+    base = converted(tmp_path, "deepseek_v3", torch.float32)
+    with parallel_processes(Layout()):
+        train(tiny_run(tmp_path, **LORA | {"target_modules": ("all-linear",)}), base, tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "out", base=base, merge_lora=False)
+    with pytest.raises(ConfigError) as error:
+        verify(tmp_path / "hf-deepseek_v3", tmp_path / "run", tmp_path / "proof", base=base, adapter=tmp_path / "out")
+    assert "PEFT" in str(error.value)
+
+
+def test_an_adapter_is_only_exported_of_a_lora_run_and_as_it_was_trained(tmp_path: Path) -> None:
+    make_base(tmp_path / "base", "llama")
+    with parallel_processes(Layout()):
+        train(tiny_run(tmp_path, train_iters=4), tmp_path / "base", tmp_path / "full")
+    with pytest.raises(ConfigError) as error:
+        export(tmp_path / "full", tmp_path / "out", merge_lora=False, torch_dtype="float16")
+    assert "expected the checkpoint of a LoRA run, found whole weights" in str(error.value)
+    assert "torch_dtype: expected auto" in str(error.value)
+
+
 def test_adapters_are_of_no_use_without_their_base(tmp_path: Path) -> None:
     make_base(tmp_path / "base", "llama")
     make_base(tmp_path / "other", "llama_linear")
