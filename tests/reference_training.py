@@ -31,7 +31,12 @@ def train_with_transformers(
     config = run.train
     assert config.train_iters is not None
     main = {parameter: parameter.detach().float().requires_grad_() for parameter in model.parameters()}
-    divided = [[p for p in main.values() if (p.dim() > 1) == decays] for decays in (True, False)]
+    # Of experts whose weights are one tensor, the biases are one of two axes.
+    names = model.named_parameters() if isinstance(model, torch.nn.Module) else ()
+    biases = {parameter for name, parameter in names if name.endswith("bias")}
+    divided: list[list[Tensor]] = [[], []]
+    for parameter, copy in main.items():
+        divided[0 if copy.dim() > 1 and parameter not in biases else 1].append(copy)
     optimizer = torch.optim.AdamW(
         [
             {"params": divided[0], "weight_decay": config.weight_decay},

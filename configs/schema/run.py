@@ -109,7 +109,7 @@ def layout_problems(
     if rest:
         problems.append(
             f"launch.nproc_per_node ({nproc_per_node}) must be a multiple of tensor_model_parallel_size x "
-            f"pipeline_model_parallel_size ({model_parallel_size})"
+            f"pipeline_model_parallel_size x context_parallel_size ({model_parallel_size})"
         )
     if nproc_per_node % expert_parallel_size:
         problems.append(

@@ -188,6 +188,8 @@ class CudaMeansCpu(TorchFunctionMode):
             return func(*args).replace("torch.", "torch.cuda.", 1)
         if "device" in kwargs and _is_cuda(kwargs["device"]):
             kwargs = kwargs | {"device": CPU}
+        if kwargs.get("pin_memory"):
+            kwargs = kwargs | {"pin_memory": False}  # for copies to a device, which there is none of
         if func is torch.Tensor.to and len(args) > 1 and _is_cuda(args[1]):
             args = (args[0], CPU, *args[2:])
         return func(*args, **kwargs)

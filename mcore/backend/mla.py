@@ -9,10 +9,11 @@ Legend: S sequence, B batch, R rank of a latent, D size of the rotary part of a 
 from __future__ import annotations
 
 import importlib.util
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.models.common.embeddings import YarnRotaryEmbedding
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.tensor_parallel.mappings import (
@@ -25,6 +26,7 @@ from megatron.core.transformer.multi_latent_attention import MLASelfAttention, M
 from megatron.core.transformer.spec_utils import ModuleSpec
 from torch import Tensor
 
+from mcore.backend.context import part_of_rank
 from mcore.backend.rope import ReferenceRope, RopeTable
 from mcore.errors import ConfigError, Problem
 
@@ -32,6 +34,9 @@ LATENT_NORM_EPSILON = 1e-6
 """transformers builds both latent norms with its default, whatever the config's `rms_norm_eps` (Moonlight's is 1e-5).
 
 Source: transformers 5.19 `modeling_deepseek_v3.py`."""
+
+FIRST_ROTARY_LENGTH = 4096
+"""Positions of the table that megatron-core computes before it knows a length, for each context parallel rank."""
 
 CHECKPOINT_KEYS = {
     "self_attention.q_layernorm.": "self_attention.linear_q_up_proj.layer_norm_",
@@ -99,13 +104,27 @@ class LatentRotary(YarnRotaryEmbedding):  # type: ignore[misc]
         # First, as the base class computes a first table with them.
         self.frequencies = table.inverse_frequencies.detach().to(torch.cuda.current_device())
         self.factor = table.attention_factor
-        super().__init__(kv_channels=2 * len(self.frequencies))
+        group = parallel_state.get_context_parallel_group(check_initialized=False)
+        length = FIRST_ROTARY_LENGTH * (1 if group is None else group.size())
+        super().__init__(kv_channels=2 * len(self.frequencies), original_max_position_embeddings=length)
 
     def get_emb(self, max_seq_len: int, offset: int = 0) -> tuple[Tensor, float]:
         """Angles of positions from `offset` on, `[S, 1, 1, D]`, and the factor."""
         positions_S = torch.arange(max_seq_len, device=self.frequencies.device, dtype=torch.float32) + offset
         angles_SD = torch.outer(positions_S, self.frequencies).repeat(1, 2)
         return angles_SD[:, None, None, :], self.factor
+
+    @lru_cache(maxsize=32)  # noqa: B019 - as the base class has it, which clears the cache
+    def forward(
+        self,
+        max_seq_len: int,
+        offset: int = 0,
+        packed_seq: bool = False,
+        cp_group: torch.distributed.ProcessGroup | None = None,
+    ) -> tuple[Tensor, float]:
+        """Angles and factor, of this context parallel rank unless sequences are packed."""
+        angles_S11D, factor = self.get_emb(max_seq_len, offset)
+        return angles_S11D if packed_seq else part_of_rank(angles_S11D, cp_group or self.cp_group), factor
 
 
 def finish_latent_attention(model: torch.nn.Module, rope: ReferenceRope) -> None:
@@ -126,8 +145,10 @@ def finish_latent_attention(model: torch.nn.Module, rope: ReferenceRope) -> None
         if isinstance(attention, MLASelfAttention):
             attention.rotary_pos_emb = rotary
             config = attention.config
-            # The fused kernel's blocks are as wide as parts of a head, and Triton's are powers of two.
+            # The fused kernel's blocks are as wide as parts of a head, and Triton's are powers of two. Its table is cut
+            # to the length at hand, which takes the wrong positions of one that context parallel ranks have divided.
             fits = all(size & (size - 1) == 0 for size in (config.qk_head_dim, config.v_head_dim))
+            fits = fits and config.context_parallel_size == 1
             config.apply_rope_fusion = config.apply_rope_fusion and fits
             for name in ("q_layernorm", "kv_layernorm", "linear_q_up_proj", "linear_kv_up_proj"):
                 layer: Any = getattr(attention, name, None)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mcore.backend.heads import install_classification_head
 from mcore.backend.layout import Layout
-from mcore.backend.mla import finish_latent_attention
+from mcore.backend.mla import FIRST_ROTARY_LENGTH, finish_latent_attention
 from mcore.backend.moe import moe_arguments, quick_gelu
 from mcore.backend.mtp import GPTModelWithMtp, mtp_block_spec
 from mcore.backend.query_scale import install_query_scale
@@ -158,6 +158,9 @@ def transformer_config(
     arguments["activation_func"] = ACTIVATIONS[arguments["activation_func"]]
     if "num_moe_experts" in arguments:
         arguments = moe_arguments(backend) | arguments
+    if arguments.get("multi_latent_attention"):
+        # megatron-core computes a first table of this length, which context parallel ranks must be able to share.
+        arguments["original_max_position_embeddings"] = FIRST_ROTARY_LENGTH * layout.context_parallel_size
     engine = backend == "transformer_engine"
     return (MLATransformerConfig if arguments.get("multi_latent_attention") else TransformerConfig)(
         **{name: value for name, value in arguments.items() if name not in options},
@@ -172,6 +175,9 @@ def transformer_config(
         overlap_p2p_comm=layout.virtual_pipeline_model_parallel_size is not None,
         batch_p2p_comm=layout.virtual_pipeline_model_parallel_size is None,
         context_parallel_size=layout.context_parallel_size,
+        # How Transformer Engine's attention passes keys and values on: the one way that takes packed samples, and any
+        # number of heads.
+        cp_comm_type="p2p" if layout.context_parallel_size > 1 else None,
         expert_model_parallel_size=layout.expert_model_parallel_size,
         expert_tensor_parallel_size=layout.expert_tensor_parallel_size,
         sequence_parallel=layout.sequence_parallel,

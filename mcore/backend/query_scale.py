@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.models.common.embeddings.rope_utils import get_pos_emb_on_this_cp_rank
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
+from mcore.backend.context import part_of_rank
 from mcore.backend.packed import PackedSamples
 from mcore.bridge.features import QueryScale
 
@@ -53,4 +53,4 @@ def position_factors(num_positions: int, scale: QueryScale, device: torch.device
     group = parallel_state.get_context_parallel_group()
     positions_S = torch.arange(num_positions * group.size(), device=device)
     factors_S = 1 + scale.beta * torch.log(1 + torch.floor(positions_S / scale.length))
-    return get_pos_emb_on_this_cp_rank(factors_S, 0, group) if group.size() > 1 else factors_S
+    return part_of_rank(factors_S, group)

@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from megatron.core.models.common.embeddings.rope_utils import get_pos_emb_on_this_cp_rank
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from mcore.backend.context import part_of_rank
 from mcore.backend.rope import ReferenceRope, RopeTable
 from mcore.errors import ConfigError, Problem
 
@@ -50,8 +50,8 @@ class Rotary(RotaryEmbedding):  # type: ignore[misc]
         key = (max_seq_len, offset, packed_seq, id(group))
         if self._last is None or self._last[0] != key:
             angles = [self._angles(table, max_seq_len, offset) for table in self.rope.tables(offset + max_seq_len)]
-            if group is not None and group.size() > 1 and not packed_seq:
-                angles = [get_pos_emb_on_this_cp_rank(of_type, 0, group) for of_type in angles]
+            if not packed_seq:
+                angles = [part_of_rank(of_type, group) for of_type in angles]
             self._last = key, angles[0] if len(angles) == 1 else torch.stack(angles)
         return self._last[1]
 

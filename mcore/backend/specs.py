@@ -95,9 +95,6 @@ def layer_spec(
         )
         final_norm: Any = TESpecProvider().layer_norm()
     else:
-        if config.context_parallel_size > 1:
-            problem = Problem("context_parallel_size", "1", str(config.context_parallel_size))
-            raise ConfigError("attention of backend torch needs whole samples", [problem])
         dense, final_norm = decoder_layer(config, features), norm(features)
     assert features.norm_placement == "before" or not any(dims.moe_layers), "no norm is built behind experts"
     with_experts = moe_layer_spec(dense, config, backend) if any(dims.moe_layers) else dense

@@ -128,6 +128,7 @@ def begin(
             "tensor_model_parallel_size": layout.tensor_model_parallel_size,
             "pipeline_model_parallel_size": layout.pipeline_model_parallel_size,
             "expert_model_parallel_size": layout.expert_model_parallel_size,
+            "context_parallel_size": layout.context_parallel_size,
             "data_parallel_size": parallel_state.get_data_parallel_world_size(),
         }
     )
@@ -152,8 +153,9 @@ def load(folder: Path, training: Training, layout: Layout) -> Position:
     stored = read_dist_tensors(folder)
     common = dist_checkpointing.load_common_state_dict(str(folder))
     saved = common["args"]
-    same_layout = _generators(saved, getattr(saved, "data_parallel_size", 1)) == _generators(
-        layout, parallel_state.get_data_parallel_world_size()
+    copies = getattr(saved, "data_parallel_size", 1) * getattr(saved, "context_parallel_size", 1)
+    same_layout = _generators(saved, copies) == _generators(
+        layout, parallel_state.get_data_parallel_world_size(with_context_parallel=True)
     )
     adam.prime(training.optimizer)
     state = _state(training, layout, 0, is_loading=True)
@@ -218,20 +220,20 @@ def _sharded_rng_state(layout: Layout) -> ShardedObject:
         "rng_tracker_states": tensor_parallel.get_cuda_rng_tracker().get_states(),
     }
     rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
-    shape = _generators(layout, parallel_state.get_data_parallel_world_size())
+    shape = _generators(layout, parallel_state.get_data_parallel_world_size(with_context_parallel=True))
     place = (parallel_state.get_pipeline_model_parallel_rank(), parallel_state.get_tensor_model_parallel_rank(), rank)
     return ShardedObject(
         "rng_state", [state], shape, place[: len(shape)], replica_id=rank if len(shape) < len(place) else 0
     )
 
 
-def _generators(layout: Any, data_parallel_size: int) -> tuple[int, ...]:
+def _generators(layout: Any, num_copies: int) -> tuple[int, ...]:
     """How many different states the processes' generators have, by pipeline, tensor and data parallel rank.
 
-    Data parallel ranks only differ where they have different experts.
+    Data and context parallel ranks, `num_copies` of them, only differ where they have different experts.
     """
     alike = (layout.pipeline_model_parallel_size, layout.tensor_model_parallel_size)
-    return alike if getattr(layout, "expert_model_parallel_size", 1) == 1 else (*alike, data_parallel_size)
+    return alike if getattr(layout, "expert_model_parallel_size", 1) == 1 else (*alike, num_copies)
 
 
 def _set_rng_state(state: Mapping[str, Any]) -> None:

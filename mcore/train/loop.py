@@ -26,6 +26,7 @@ from mcore.errors import Problem, StoppedError, TrainingError
 from mcore.progress import Advance, progress, say
 from mcore.train.bad_steps import put_back, router_biases, update_unless, what_is_wrong
 from mcore.train.batches import Batching, MicroBatch
+from mcore.train.context import length_multiples, part_of_batch
 from mcore.train.flops import ModelFlops
 from mcore.train.metrics import Step, TrainingLog
 from mcore.train.model import Training
@@ -101,12 +102,14 @@ class Loop:
             hf_config=self.hf_config,
         )
         self.forward_backward = get_forward_backward_func()
+        of_row, of_sample = length_multiples(self.layout)
         self.batching = Batching(
             micro_batch_size=self.config.micro_batch_size,
             data_parallel_size=parallel_state.get_data_parallel_world_size(),
             data_parallel_rank=parallel_state.get_data_parallel_rank(),
             same_length=self.layout.pipeline_model_parallel_size > 1,
-            length_multiple=self.layout.tensor_model_parallel_size if self.layout.sequence_parallel else 1,
+            length_multiple=of_row,
+            sample_multiple=of_sample,
             count_multiple=self.config.interleaved_stages,
             packing_length=self.packing_length,
             cost=self._cost,
@@ -304,7 +307,9 @@ class Loop:
         Returns:
             The sum of its trained tokens' losses; 0 on ranks that don't hold the last pipeline stage.
         """
-        batches: list[MicroBatch] = self.batching.micro_batches(samples, self.device)
+        size, rank = self.layout.context_parallel_size, parallel_state.get_context_parallel_rank()
+        whole: list[MicroBatch] = self.batching.micro_batches(samples, self.device)
+        batches = [part_of_batch(batch, size, rank) for batch in whole]
         chunks = list(self.training.chunks)
         iterators = [iter(batches) for _ in chunks]  # every part of the model reads all of them
         losses = self.forward_backward(
@@ -312,7 +317,7 @@ class Loop:
             data_iterator=iterators if len(chunks) > 1 else iterators[0],
             model=chunks,
             num_microbatches=len(batches),
-            seq_length=batches[0].tokens_BS.shape[1],
+            seq_length=whole[0].tokens_BS.shape[1],
             micro_batch_size=self.config.micro_batch_size,
             forward_only=not train,
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +52,10 @@ def suits(layout: str, config: Mapping[str, Any]) -> bool:
         return layout == "tp2_etp1"  # megatron-core can't divide biases of experts
     if config["architectures"][0].endswith("SequenceClassification"):
         return layout in ("tp2", "pp2")  # their layers are those of the language models
-    if "kv_lora_rank" in config and layout == "cp2":
-        return False  # needs a GPU to be built
     return any(dims_of(config).moe_layers) or not layout.endswith(("ep2", "etp1"))
 
 
 def build(config: dict[str, Any], layout: Layout, dtype: torch.dtype) -> list[GPTModel]:
-    # Attention of backend torch can't divide samples; what is loaded and saved is the same without.
-    layout = replace(layout, context_parallel_size=1)
     stages = range(layout.virtual_pipeline_model_parallel_size or 1)
     return [
         build_model(

@@ -15,12 +15,12 @@ from mcore.metrics import read_metrics
 from mcore.train.run import train
 from tests.parallel.launch import run_torchrun
 from tests.parallel.train_every_layout_cases import (
+    ALL_MODELS,
     BALANCED,
     BALANCING,
     CASES,
     EXPERTS,
     LATENT,
-    MODELS,
     RESUMED,
     STEPS,
     layout_run,
@@ -46,7 +46,7 @@ def plain() -> dict[str, tuple[list[float], dict[str, Tensor]]]:
 def folder(tmp_path_factory: pytest.TempPathFactory, plain: dict[str, tuple[list[float], dict[str, Tensor]]]) -> Path:
     """A launch for each number of processes trains everything; one process and transformers train the references."""
     folder = tmp_path_factory.mktemp("layouts")
-    for name in MODELS:
+    for name in ALL_MODELS:
         model, hf_config = make_base(folder / name, name)
         run = layout_run(folder, 1)
         with parallel_processes(Layout()):
@@ -75,7 +75,7 @@ def test_there_are_at_least_thirty_layouts() -> None:
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL_MODELS)
 def test_one_process_learns_what_a_plain_loop_learns(
     folder: Path, plain: dict[str, tuple[list[float], dict[str, Tensor]]], name: str
 ) -> None:
@@ -89,7 +89,7 @@ def test_every_layout_learns_what_one_process_learns(folder: Path, case: str, na
     check_same(folder, f"one-{name}", f"{case}-{name}")
 
 
-@pytest.mark.parametrize(("case", "name"), [*(("one", name) for name in MODELS), *RUNS])
+@pytest.mark.parametrize(("case", "name"), [*(("one", name) for name in ALL_MODELS), *RUNS])
 def test_every_layout_ends_with_the_weights_of_a_plain_loop(
     folder: Path, plain: dict[str, tuple[list[float], dict[str, Tensor]]], case: str, name: str
 ) -> None:

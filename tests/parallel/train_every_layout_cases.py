@@ -17,7 +17,10 @@ from tests.parallel.train_cases import back_to_first_checkpoint
 from tests.tiny_runs import tiny_run
 
 DENSE, EXPERTS, LATENT = "qwen3_tied", "qwen3_moe", "deepseek_v3"
+CAPPED, SINKS = "gemma2", "gpt_oss"
 MODELS = (DENSE, EXPERTS, LATENT)
+ALL_MODELS = (*MODELS, CAPPED, SINKS)
+"""Those with windows, capped scores and sinks are there for layouts that divide samples."""
 WITH_EXPERTS = (EXPERTS, LATENT)
 STEPS = 20
 
@@ -29,6 +32,7 @@ PP4 = {"pipeline_model_parallel_size": 4}
 VPP2 = {**PP2, "virtual_pipeline_model_parallel_size": 2}
 UNEVEN = {**PP2, "decoder_first_pipeline_num_layers": 1}
 EP2, EP4 = ({"expert_model_parallel_size": size} for size in (2, 4))
+CP2, CP4 = ({"context_parallel_size": size} for size in (2, 4))
 ETP2 = {"expert_tensor_parallel_size": 2}
 
 CASES: dict[int, dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
@@ -41,6 +45,8 @@ CASES: dict[int, dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
         "tp2_sp_ep2": ({**TP2_SP, **EP2}, WITH_EXPERTS),
         "etp2": (ETP2, (EXPERTS,)),
         "ep2": (EP2, WITH_EXPERTS),
+        "cp2": (CP2, ALL_MODELS),
+        "cp2_ep2": ({**CP2, **EP2}, WITH_EXPERTS),
         "pp2": (PP2, MODELS),
         "pp2_vpp2": (VPP2, MODELS),
         "pp2_uneven": (UNEVEN, MODELS),
@@ -54,6 +60,15 @@ CASES: dict[int, dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
         "ep2_dp4": (EP2, WITH_EXPERTS),
         "ep4": (EP4, WITH_EXPERTS),
         "ep2_etp2": ({**EP2, **ETP2}, WITH_EXPERTS),
+        "cp4": (CP4, ALL_MODELS),
+        "cp2_dp2": (CP2, MODELS),
+        "cp2_dp2_whole": ({**CP2, "use_distributed_optimizer": False}, (EXPERTS,)),
+        "cp2_ep4": ({**CP2, **EP4}, WITH_EXPERTS),
+        "cp2_tp2": ({**CP2, **TP2}, (DENSE, CAPPED)),
+        "cp2_tp2_sp": ({**CP2, **TP2_SP}, MODELS),
+        "cp2_tp2_sp_ep2": ({**CP2, **TP2_SP, **EP2}, WITH_EXPERTS),
+        "cp2_pp2": ({**CP2, **PP2}, (*MODELS, SINKS)),
+        "cp2_pp2_vpp2": ({**CP2, **VPP2}, (DENSE, EXPERTS)),
         "pp4": (PP4, MODELS),
         "pp2_dp2": (PP2, (DENSE,)),
         "pp2_ep2": ({**PP2, **EP2}, WITH_EXPERTS),
@@ -70,14 +85,16 @@ CASES: dict[int, dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
         "tp2_sp_pp2_ep4": ({**TP2_SP, **PP2, **EP4}, (EXPERTS,)),
         "tp2_sp_pp2_ep2_etp2": ({**TP2_SP, **PP2, **EP2, **ETP2}, WITH_EXPERTS),
         "tp2_sp_pp2_vpp2_ep2": ({**TP2_SP, **VPP2, **EP2}, (LATENT,)),
+        "cp2_tp2_sp_pp2": ({**CP2, **TP2_SP, **PP2}, MODELS),
+        "cp2_tp2_sp_pp2_ep2": ({**CP2, **TP2_SP, **PP2, **EP2}, (EXPERTS,)),
         "tp4_sp_ep4_etp2": ({**TP4_SP, **EP4, **ETP2}, (EXPERTS,)),
     },
 }
 """By number of processes: what a layout is, and the models that are trained in it."""
 
 BALANCED: dict[int, dict[str, dict[str, Any]]] = {
-    2: {"dp2": {}, "pp2_vpp2": VPP2, "tp2_sp": TP2_SP, "ep2": EP2},
-    4: {"tp2_sp_pp2": {**TP2_SP, **PP2}, "tp2_sp_ep4": {**TP2_SP, **EP4}},
+    2: {"dp2": {}, "pp2_vpp2": VPP2, "tp2_sp": TP2_SP, "ep2": EP2, "cp2": CP2},
+    4: {"cp2_tp2_sp": {**CP2, **TP2_SP}, "tp2_sp_pp2": {**TP2_SP, **PP2}, "tp2_sp_ep4": {**TP2_SP, **EP4}},
 }
 """Layouts in which balancing losses, and biases that balance, are compared."""
 BALANCING = {
@@ -87,7 +104,10 @@ BALANCING = {
     "moe_router_bias_update_rate": 0.01,
     "packing": False,  # the loss is one over each sample
 }
-RESUMED = {"ep2": "pp2_vpp2", "pp2_vpp2": "tp2_sp_ep2", "tp2_sp": "ep2", "dp2": "tp2_sp"}
+RESUMED = {"ep2": "pp2_vpp2", "pp2_vpp2": "tp2_sp_ep2", "tp2_sp": "ep2", "dp2": "tp2_sp"} | {
+    "cp2": "dp2",
+    "tp2_sp_ep2": "cp2_ep2",
+}
 """Runs of the model with experts that are taken back to half, and the case whose layout they go on in."""
 HALF = STEPS // 2
 

@@ -38,7 +38,19 @@ PP2 = {"pipeline_model_parallel_size": 2}
 VPP2 = {**PP2, "virtual_pipeline_model_parallel_size": 2}
 
 WRONG: dict[str, tuple[int, dict[str, Any], list[str]]] = {
-    "context parallelism": (2, {"context_parallel_size": 2}, ["train.context_parallel_size: input should be 1"]),
+    "context parallelism over no processes": (
+        2,
+        {"context_parallel_size": 0},
+        ["train.context_parallel_size: input should be greater than or equal to 1"],
+    ),
+    "context parallelism over more processes than there are": (
+        2,
+        {"context_parallel_size": 2, "tensor_model_parallel_size": 2},
+        [
+            "launch.nproc_per_node (2) must be a multiple of tensor_model_parallel_size x "
+            "pipeline_model_parallel_size x context_parallel_size (4)"
+        ],
+    ),
     "experts of a dense model": (
         2,
         {"expert_model_parallel_size": 2},
