@@ -32,6 +32,8 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "dp2": (SHORT, MODELS),
     "dp2_padded": ({"packing": False}, (DENSE, EXPERTS)),
     "ep2": ({"expert_model_parallel_size": 2, **SHORT}, (EXPERTS, LATENT, SINKS)),
+    "cp2": ({"context_parallel_size": 2, **SHORT}, MODELS),
+    "cp2_padded": ({"context_parallel_size": 2, "packing": False}, (DENSE, EXPERTS)),
     "ep2_padded": ({"expert_model_parallel_size": 2, "packing": False}, (EXPERTS,)),
 }
 RUNS = [(case, name) for case, (_, models) in CASES.items() for name in models]
