@@ -73,10 +73,12 @@ class Pair(torch.nn.Module):
         # Copies of experts' gradients are summed over the ranks that have the same experts, which are others than
         # those that have the same attention as soon as either is divided in its own way.
         parameter.allreduce = not self.of_expert  # type: ignore[attr-defined]
-        # Experts that no ranks share are each rank's own, so they count on every rank, as their frozen weights would.
-        alone = self.of_expert and _tensor_size(self.of_expert) == 1
-        if share.size > 1 or alone:
+        # In the gradients' norm every matrix must count once. megatron-core counts what is divided on every rank, and
+        # other things on the first tensor parallel rank: of attention's, so of experts it must be told.
+        if share.size > 1 or (self.of_expert and _tensor_rank(self.of_expert) == 0):
             set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=share.axis, stride=1)
+        elif self.of_expert:
+            parameter.shared = True  # type: ignore[attr-defined]
         return parameter
 
     @torch.no_grad()
