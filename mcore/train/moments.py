@@ -39,14 +39,16 @@ def whole_state(optimizer: MegatronOptimizer) -> Iterator[None]:
     Raises:
         CheckpointError: The numbers that megatron-core gathered are not those that the ranks hold.
     """
+    lost: list[Problem] = []
     parts = [part for part in parts_of(optimizer) if isinstance(part, DistributedOptimizer)]
+    parts = [part for part in parts if not part.is_stub_optimizer]
     unpadded = []
     for holder in (holder for part in parts for buffer in part.buffers for holder in (buffer, *buffer.buckets)):
         unpadded.append((holder, holder.numel_unpadded))
         # With its padding every bucket is where its parameters are looked for.
         holder.numel_unpadded = holder.numel if hasattr(holder, "numel") else holder.grad_data.numel()
     for part in parts:
-        part.sharded_param_state_fully_reshardable = _checked(part)
+        part.sharded_param_state_fully_reshardable = _checked(part, lost)
     try:
         yield
     finally:
@@ -54,22 +56,27 @@ def whole_state(optimizer: MegatronOptimizer) -> Iterator[None]:
             del part.sharded_param_state_fully_reshardable
         for holder, number in unpadded:
             holder.numel_unpadded = number
+    # Once, as not all ranks need have as many parts.
+    raise_on_all_ranks("megatron-core did not gather the optimizer's state rightly", lost)
 
 
-def _checked(part: DistributedOptimizer) -> Any:
+def _checked(part: DistributedOptimizer, lost: list[Problem]) -> Any:
     gather = part.sharded_param_state_fully_reshardable
 
     def gathered(model: Mapping[str, Any], is_loading: bool = False, metadata: Mapping[str, Any] | None = None) -> Any:
         state = gather(model, is_loading, metadata)
         if not is_loading:
-            _refuse_lost_numbers(part, state)
+            lost.extend(_lost_numbers(part, state))
         return state
 
     return gathered
 
 
-def _refuse_lost_numbers(part: DistributedOptimizer, state: Mapping[int, Mapping[str, Any]] | None) -> None:
-    """Compare the sums of all bit patterns, as whole numbers: any number that is lost or twice there changes them."""
+def _lost_numbers(part: DistributedOptimizer, state: Mapping[int, Mapping[str, Any]] | None) -> list[Problem]:
+    """Compare the sums of all bit patterns, as whole numbers: any number that is lost or twice there changes them.
+
+    All ranks that share the part call it.
+    """
     names = ("param", *MOMENTS)
     held = [
         _sum_of_bits(part._get_main_param_and_optimizer_states(parameter)[name] for parameter in _parameters(part))
@@ -77,13 +84,15 @@ def _refuse_lost_numbers(part: DistributedOptimizer, state: Mapping[int, Mapping
     ]
     sums = torch.tensor(held, dtype=torch.int64)
     dist.all_reduce(sums, group=part.data_parallel_group_gloo)
-    lost = []
-    if state is not None:  # this rank gathered
-        gathered = [_sum_of_bits(tensors[name].data for tensors in state.values()) for name in names]
-        lost = [name for name, ours, theirs in zip(names, gathered, sums.tolist(), strict=True) if ours != theirs]
+    if state is None:  # another rank gathered
+        return []
+    gathered = [_sum_of_bits(tensors[name].data for tensors in state.values()) for name in names]
     fix = "Nothing was saved; the last checkpoint is whole."
-    problems = [Problem(f"optimizer.state.{name}", "the bits of all ranks", "others", fix) for name in lost]
-    raise_on_all_ranks("megatron-core did not gather the optimizer's state rightly", problems)
+    return [
+        Problem(f"optimizer.state.{name}", "the bits of all ranks", "others", fix)
+        for name, ours, theirs in zip(names, gathered, sums.tolist(), strict=True)
+        if ours != theirs
+    ]
 
 
 def _sum_of_bits(tensors: Iterator[Tensor]) -> int:
