@@ -22,6 +22,7 @@ from flows.cli_artifacts import artifacts
 from flows.cli_from_swift import translation
 from flows.cli_stages import stages
 from flows.plan import decide
+from flows.plan_memory import memory_table
 from flows.tables import plain_table, show
 from mcore.child import run_as_child
 from mcore.errors import ConfigError, Problem
@@ -65,7 +66,10 @@ def run(run_file: RunFile, overrides: Overrides = None, store: StoreFolder = Non
 
 @app.command(rich_help_panel=RUNS)
 def plan(run_file: RunFile, overrides: Overrides = None, store: StoreFolder = None) -> None:
-    """Tell what a run would do: which stages run, which are reused, and why. Starts and makes nothing."""
+    """Tell what a run would do: which stages run, which are reused, and why; and the memory that training takes.
+
+    Starts and makes nothing. Memory is an estimate, in GiB a process of each pipeline stage.
+    """
     checked = check_run_file(run_file, _overrides(overrides, store), ask_source=False)
     decisions = decide(checked)
     table = plain_table("stage", "does", "why")
@@ -73,6 +77,10 @@ def plan(run_file: RunFile, overrides: Overrides = None, store: StoreFolder = No
         style = "green" if decision.action == "REUSE" else "yellow"
         table.add_row(decision.stage.name, Text(decision.action, style), Text(decision.why))
     show(table)
+    if (memory := memory_table(checked)) is not None:
+        typer.echo("")
+        show(memory[0])
+        typer.echo(f"{memory[1]}\n")
     num_reused = sum(decision.action == "REUSE" for decision in decisions)
     typer.echo(f"{len(decisions) - num_reused} of {len(decisions)} stages run, {num_reused} are reused.")
 

@@ -51,12 +51,22 @@ DATA_FIELDS = ("train.global_batch_size",)
 """Entries that say how the data are cut into batches."""
 EXPERT_FIELDS = tuple(ExpertFields.model_fields)
 """The same of runs that balance experts."""
+CAPACITY_FIELDS = (
+    "micro_batch_size",
+    "packing",
+    "packing_length",
+    "tensor_model_parallel_size",
+    "context_parallel_size",
+    "expert_tensor_parallel_size",
+    "sequence_parallel",
+)
+"""The same of runs whose experts have a capacity: it counts a process' part of a micro-batch."""
 LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "use_rslora")
 """The same of runs with adapters."""
 
 
 def fingerprint(
-    config: TrainConfig, schedule: Schedule, *, data: str, validation: str, base_weights: Path
+    config: TrainConfig, schedule: Schedule, *, data: str, validation: str, base_weights: Path, num_processes: int = 1
 ) -> dict[str, Any]:
     """The fingerprint of a run as a nested mapping of plain values.
 
@@ -66,12 +76,13 @@ def fingerprint(
         data: Digest of the training samples and their order.
         validation: Digest of the validation samples.
         base_weights: The base checkpoint's `release/` (or another iteration's) folder, or a Hugging Face folder.
+        num_processes: Of the run; counts where experts have a capacity.
     """
     return {
         "version": VERSION,
         "train": {name: getattr(config, name) for name in FIELDS}
         | _of_adapters(config)
-        | _of_experts(config)
+        | _of_experts(config, num_processes)
         | _of_decay(config)
         | {"train_iters": schedule.train_iters, "lr_warmup_iters": schedule.lr_warmup_iters},
         "data": {"train": data, "validation": validation},
@@ -96,10 +107,14 @@ def _of_decay(config: TrainConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in DECAY_FIELDS}
 
 
-def _of_experts(config: TrainConfig) -> dict[str, Any]:
-    """Fields that balance experts; none of a run that balances nothing."""
+def _of_experts(config: TrainConfig, num_processes: int) -> dict[str, Any]:
+    """Fields that balance experts, and with a capacity the layout; none of a run that balances nothing."""
     fields: dict[str, Any] = {name: getattr(config, name) for name in EXPERT_FIELDS}
-    return {} if fields == ExpertFields().model_dump() else fields
+    if fields == ExpertFields().model_dump():
+        return {}
+    if config.moe_expert_capacity_factor is None:
+        return fields
+    return fields | {name: getattr(config, name) for name in CAPACITY_FIELDS} | {"num_processes": num_processes}
 
 
 def _of_adapters(config: TrainConfig) -> dict[str, Any]:

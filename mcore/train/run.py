@@ -67,7 +67,12 @@ def train(run: RunConfig, base: Path, output: Path, stop: StopRequest | None = N
     data, validation = method.datasets(run.data, start.hf)
     schedule = Schedule.from_config(config, data)
     mark = fingerprint(
-        config, schedule, data=data.fingerprint, validation=validation.fingerprint, base_weights=start.weights
+        config,
+        schedule,
+        data=data.fingerprint,
+        validation=validation.fingerprint,
+        base_weights=start.weights,
+        num_processes=dist.get_world_size(),
     )
     _agree(mark)
     resumed = parallel.on_rank_0(lambda: _prepare(output, mark, start, config))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -231,6 +232,8 @@ def test_plan_tells_what_would_run_and_makes_nothing(here: Path) -> None:
     lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
     assert lines[0] == ["stage", "does", "why"] and ["train", "RUN", "new run"] in lines
     assert done.stdout.splitlines()[-1] == "9 of 9 stages run, 0 are reused."
+    assert re.search(r"^stage +weights +gradients .*\n0 +[0-9.]+ ", done.stdout, re.MULTILINE)
+    assert re.search(r"Training is estimated to take \d+\.\d GiB a process", done.stdout)
     assert listing(here.parent) == before
     # Two seconds on an idle machine; of the processor's time, so that a busy machine does not fail it.
     assert after.ru_utime + after.ru_stime - usage.ru_utime - usage.ru_stime < 2.0

@@ -80,6 +80,18 @@ def test_decays_of_another_length_or_kind_are_told_apart(base: Path) -> None:
     assert not set(DECAY_FIELDS) & set(marks[0]["train"])
 
 
+def test_what_full_experts_drop_depends_on_the_layout_so_it_must_stay(base: Path, tmp_path: Path) -> None:
+    free = {"micro_batch_size": 2}
+    assert mark(base, **free) == mark(base)
+    full = {"moe_expert_capacity_factor": 1.0}
+    claim(tmp_path, mark(base, **full))
+    shutil.copytree(base / "release", tmp_path / "iter_0000005")
+    claim(tmp_path, mark(base, **full))
+    for other in (free, {"packing": False}, {"tensor_model_parallel_size": 2}):
+        with pytest.raises(ConfigError, match=next(iter(other))):
+            claim(tmp_path, mark(base, **full, **other))
+
+
 def test_a_run_goes_on_from_its_own_checkpoints_in_any_layout(base: Path, tmp_path: Path) -> None:
     claim(tmp_path, mark(base))
     shutil.copytree(base / "release", tmp_path / "iter_0000005")

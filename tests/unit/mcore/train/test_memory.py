@@ -1,0 +1,76 @@
+"""The estimate of memory against tensors that are counted, on the CPU and, from its card, on an H100."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from benchmarks.memory import CASES, MODELS, ON_H100, configure, estimated, estimated_on_h100, measure
+from mcore.backend.layout import Layout
+from mcore.train.memory import StageMemory, estimate_training
+from mcore.train.parameters import layers_of_stages, parameters_of
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("case", CASES)
+def test_the_estimate_is_what_is_measured(model: str, case: str) -> None:
+    config = configure(**CASES[case])
+    measured, estimate = measure(MODELS[model], config, length=64), estimated(MODELS[model], config, length=64)
+    for part in ("weights", "gradients", "main_weights", "moments"):
+        assert getattr(estimate, part) == getattr(measured, part), part
+    assert estimate.activations == pytest.approx(measured.activations, rel=0.05)
+    assert estimate.tensors == pytest.approx(measured.peak, rel=0.15)
+
+
+@pytest.mark.parametrize(("shape", "micro_batch_size", "engine", "settings", "gib"), ON_H100)
+def test_the_estimate_is_near_what_an_h100_allocated(
+    shape: str, micro_batch_size: int, engine: bool, settings: Mapping[str, Any], gib: float | None
+) -> None:
+    estimate = estimated_on_h100(shape, micro_batch_size, engine, settings)
+    if gib is None:
+        assert estimate.total / 2**30 > 79.6  # what there is
+    else:
+        assert estimate.tensors / 2**30 == pytest.approx(gib, rel=0.03)
+        assert estimate.total / 2**30 < 79.6
+
+
+def test_layers_lie_on_stages_as_megatron_puts_them() -> None:
+    assert layers_of_stages(Layout(), 3) == [[0, 1, 2]]
+    uneven = Layout(pipeline_model_parallel_size=3, decoder_first_pipeline_num_layers=1)
+    assert layers_of_stages(uneven, 5) == [[0], [1, 2], [3, 4]]
+    interleaved = Layout(pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2)
+    assert layers_of_stages(interleaved, 8) == [[0, 1, 4, 5], [2, 3, 6, 7]]
+
+
+def estimate_of(model: str, num_processes: int, **settings: Any) -> list[StageMemory]:
+    return estimate_training(
+        configure(**settings), MODELS[model], num_processes=num_processes, row_tokens=64, longest=64,
+        padded_vocab_size=4096, engine=False, on_gpu=False,
+    )  # fmt: skip
+
+
+def test_parts_of_all_processes_are_the_whole_model() -> None:
+    def numel(**settings: Any) -> list[int]:
+        stages = parameters_of(configure(**settings), MODELS["dense"], padded_vocab_size=4096)
+        return [sum(parameter.numel * parameter.count for parameter in stage) for stage in stages]
+
+    (whole,), norms = numel(), (2 * 4 + 1) * 256
+    assert sum(numel(tensor_model_parallel_size=2)) * 2 == whole + norms
+    assert sum(numel(pipeline_model_parallel_size=2)) == whole + 4096 * 256  # the embedding is tied
+
+
+def test_the_first_stage_holds_the_most_micro_batches() -> None:
+    first, last = estimate_of("latents", 2, pipeline_model_parallel_size=2, global_batch_size=16)
+    (whole,) = estimate_of("latents", 1)
+    assert first.activations > 0.9 * whole.activations
+    assert last.activations < 0.6 * whole.activations
+
+
+def test_data_parallel_processes_share_the_optimizer() -> None:
+    (one,), (two,) = estimate_of("dense", 1), estimate_of("dense", 2)
+    assert (two.moments, two.main_weights) == (one.moments / 2, one.main_weights / 2)
+    assert (two.weights, two.gradients) == (one.weights, one.gradients)
+    (whole,) = estimate_of("dense", 2, use_distributed_optimizer=False)
+    assert whole.moments == one.moments
