@@ -133,6 +133,9 @@ class Loop:
                 logging_steps=self.config.logging_steps,
                 world_size=dist.get_world_size(),
             )
+            if self.packing_length is not None and first < last:
+                samples = self.data.batch(position.consumed_samples, self.config.global_batch_size)
+                say(f"train: packing: iteration {first + 1} takes {self.batching.describe(samples)}")
         try:
             if first == 0:
                 self.validate(0)
@@ -318,7 +321,7 @@ class Loop:
             model=chunks,
             num_microbatches=len(batches),
             seq_length=whole[0].tokens_BS.shape[1],
-            micro_batch_size=self.config.micro_batch_size,
+            micro_batch_size=len(whole[0].tokens_BS),  # packed samples are one row
             forward_only=not train,
         )
         return float(sum(record["loss_sum"].double() for record in losses))

@@ -27,6 +27,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "tp2_sp": (TP2_SP, MODELS),
     "tp2_sp_padded": ({**TP2_SP, "packing": False}, (DENSE, EXPERTS)),
     "pp2": ({**PP2, **SHORT}, MODELS),
+    "pp2_long": (PP2, (DENSE, LATENT)),
     "pp2_padded": ({**PP2, "packing": False}, (DENSE, EXPERTS)),
     "pp2_vpp2": ({**PP2, "virtual_pipeline_model_parallel_size": 2}, (DENSE, LATENT)),
     "dp2": (SHORT, MODELS),
