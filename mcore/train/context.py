@@ -21,7 +21,8 @@ from mcore.train.batches import MicroBatch
 def part_of_batch(batch: MicroBatch, size: int, rank: int) -> MicroBatch:
     """What one of the ranks that share a micro-batch reads of it.
 
-    Bounds of packed samples stay those of the whole row, as attention and rotary embedding want them.
+    Bounds of packed samples stay those of the whole row, as attention and rotary embedding want them. Transformer
+    Engine asks for them with padding, too, as soon as ranks share samples; here padding is part of a sample.
 
     Args:
         batch: The whole micro-batch; its samples divide into `2 * size` chunks.
@@ -38,6 +39,10 @@ def part_of_batch(batch: MicroBatch, size: int, rank: int) -> MicroBatch:
     # Places are sequence-first, and where a trained token's place is here depends on its place in the row alone.
     own_T = own_S[batch.trained_places_T // num_samples]
     is_mine_T = own_T >= 0
+    samples = batch.samples
+    if samples is not None:
+        bounds = {"cu_seqlens_q_padded": samples.cu_seqlens_q, "cu_seqlens_kv_padded": samples.cu_seqlens_kv}
+        samples = replace(samples, **bounds)
     return replace(
         batch,
         tokens_BS=batch.tokens_BS[:, places_S],
@@ -45,6 +50,7 @@ def part_of_batch(batch: MicroBatch, size: int, rank: int) -> MicroBatch:
         padding_BS=batch.padding_BS[:, places_S],
         trained_places_T=(own_T * num_samples + batch.trained_places_T % num_samples)[is_mine_T],
         labels_1T=batch.labels_1T[:, is_mine_T],
+        samples=samples,
     )
 
 
