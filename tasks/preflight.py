@@ -40,6 +40,7 @@ from mcore.data.sampling import DatasetSpec, parse_spec
 from mcore.errors import ConfigError, InputError, Problem
 from mcore.sources.resolve import ResolvedSource, resolve
 from mcore.train.expert_options import balancing_problems
+from mcore.train.output import checkpoint_bytes, room_problems
 from mcore.train.packing_options import packing_problems
 from mcore.train.recompute_options import recompute_problems
 from mcore.train.tuners.readers import adapter_file_problems
@@ -136,6 +137,8 @@ def check_run(raw: Mapping[str, Any] | RunConfig, *, ask_source: bool = True) ->
         if groups.run is not None and not problems:  # all files are there, so the keys can be told
             plans = stages(groups.run, source, store)
         problems += _model_problems(source, _fetched(plans, store), groups, ask_source=ask_source)
+        if not any(plan.name == "train" and store.find(plan.kind, plan.key) for plan in plans):
+            problems += _room_problems(source, _fetched(plans, store), groups)
     _raise(problems)
     assert groups.run is not None and source is not None
     return CheckedRun(groups.run, source, store, plans)
@@ -349,6 +352,17 @@ def _lora_problems(train: TrainConfig, config: Mapping[str, Any], groups: _Group
         return
     if problems := adapter_file_problems(train, config, evaluates=groups.evaluate is not None):
         raise ConfigError("the adapter can't be used by itself", problems)
+
+
+def _room_problems(source: ResolvedSource, fetched: Path | None, groups: _Groups) -> list[Problem]:
+    """Whether the store has room for the checkpoints of training, where their size can be told."""
+    train, launch, folder = groups.train, groups.launch, source.path or fetched
+    divisor = (groups.convert or ConvertConfig()).make_vocab_size_divisible_by
+    config = collected([], lambda: read_hf_config(folder) if folder is not None else source.hf_config())
+    if train is None or launch is None or config is None:
+        return []
+    num_bytes = collected([], lambda: checkpoint_bytes(train, config, make_vocab_size_divisible_by=divisor))
+    return room_problems(Path(launch.store), train, train_iters=train.train_iters, num_bytes=num_bytes or 0)
 
 
 def _data_problems(data: DataConfig, groups: _Groups) -> list[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from mcore.backend.layout import Layout
 from mcore.backend.specs import engine_lacks, resolve_backend
 from mcore.bridge.adapters import CONFIG as ADAPTER_CONFIG
 from mcore.bridge.families import family_of_config
-from mcore.errors import ConfigError, Problem
+from mcore.data.dataset import TokenDataset
+from mcore.errors import ConfigError, InputError, Problem
 from mcore.folders import write_durably
 from mcore.progress import say
 from mcore.select import Selection, iterations_in, select_checkpoint
@@ -28,6 +30,7 @@ from mcore.train.housekeeping import remove_unfinished
 from mcore.train.loop import Loop
 from mcore.train.metrics import SUMMARY, record_changes
 from mcore.train.model import build_training, engine_problems
+from mcore.train.output import checkpoint_bytes, output_problems
 from mcore.train.packing_options import packing_problems
 from mcore.train.position import Position
 from mcore.train.recompute_options import recompute_problems
@@ -62,10 +65,8 @@ def train(run: RunConfig, base: Path, output: Path, stop: StopRequest | None = N
     layout = Layout.of(config)
     start = open_base(base, run)
     parallel.start(layout, seed=config.seed)
-    _check(run, layout, start)
     method = import_module(f"mcore.train.methods.{config.method}")
-    data, validation = method.datasets(run.data, start.hf)
-    schedule = Schedule.from_config(config, data)
+    data, validation, schedule = _checked(run, layout, start, output, lambda: method.datasets(run.data, start.hf))
     mark = fingerprint(
         config,
         schedule,
@@ -104,7 +105,41 @@ def train(run: RunConfig, base: Path, output: Path, stop: StopRequest | None = N
     loop.run(position)
 
 
-def _check(run: RunConfig, layout: Layout, base: Base) -> None:
+def _checked(
+    run: RunConfig, layout: Layout, base: Base, output: Path, read: Callable[[], tuple[TokenDataset, TokenDataset]]
+) -> tuple[TokenDataset, TokenDataset, Schedule]:
+    """The data that `read` returns and the length of the run, if all of it fits.
+
+    Raises:
+        InputError: Everything that does not.
+    """
+    config = run.train
+    problems = _problems(run, layout, base)
+    errors: list[InputError] = []
+    schedule: Schedule | None = None
+    try:
+        data, validation = read()
+        if len(data) < config.global_batch_size:
+            expected = f"at least train.global_batch_size samples ({config.global_batch_size})"
+            fix = "Take more rows (path#N repeats them), or a smaller batch."
+            problems.append(Problem("data.dataset", expected, f"{len(data)} samples", fix))
+        schedule = Schedule.from_config(config, data)
+    except InputError as error:
+        errors.append(error)
+    num_bytes = checkpoint_bytes(
+        config, base.hf_config, make_vocab_size_divisible_by=run.convert.make_vocab_size_divisible_by
+    )
+    train_iters = schedule.train_iters if schedule is not None else config.train_iters
+    problems += output_problems(output, config, base.hf_config, train_iters=train_iters, num_bytes=num_bytes)
+    if errors and not problems:
+        raise errors[0]
+    problems += [problem for error in errors for problem in error.problems]
+    if problems or schedule is None:
+        raise ConfigError("the run does not fit the model, the processes, the data and its folder", problems)
+    return data, validation, schedule
+
+
+def _problems(run: RunConfig, layout: Layout, base: Base) -> list[Problem]:
     config = run.train
     problems = layout.problems(base.hf_config, padded_vocab_size=base.padded_vocab_size)
     problems += layout.training_problems(base.hf_config)
@@ -127,8 +162,7 @@ def _check(run: RunConfig, layout: Layout, base: Base) -> None:
                 str(config.global_batch_size),
             )
         )
-    if problems:
-        raise ConfigError("the run does not fit the model and the processes", problems)
+    return problems
 
 
 def _agree(mark: dict[str, Any]) -> None:

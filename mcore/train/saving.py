@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,11 @@ from mcore.train import checkpoint
 from mcore.train.checkpoint import Saving
 from mcore.train.housekeeping import go_back, pending_dir, prune, publish, safetensors_dir
 from mcore.train.model import Training
+from mcore.train.output import checkpoint_bytes
 from mcore.train.position import Position
 from mcore.train.schedule import Schedule
+
+SLOW_DISK_BYTES_PER_S = 200e6
 
 
 @dataclass(kw_only=True)
@@ -37,7 +40,8 @@ class Saver:
         output: The run's folder.
         training: What is saved.
         hf_config: Mapping of the base model's `config.json`.
-        longest_s: Seconds that a save took at most, whether training waited or not.
+        longest_s: Seconds that a save took at most, whether training waited or not; before the first, what it takes
+            on a slow disk.
     """
 
     config: TrainConfig
@@ -46,9 +50,10 @@ class Saver:
     output: Path
     training: Training
     hf_config: Mapping[str, Any]
-    longest_s: float = 0.0
+    longest_s: float = field(init=False)
 
     def __post_init__(self) -> None:
+        self.longest_s = checkpoint_bytes(self.config, self.hf_config) / SLOW_DISK_BYTES_PER_S
         self._saving: Saving | None = None
         self._waited_s = 0.0
 
