@@ -132,7 +132,7 @@ def _write_shard(
     dims = checked.plan.dims
     writer = DistWriter(folder, number, stage_for(all_bytes))
     unsound: dict[tuple[str, ...], Step] = {}
-    with SpanReader() as reader:
+    with SpanReader(all_bytes) as reader:
         for piece in pieces:
             step, rows = piece.step, piece.rows
             rest = step.rule.mcore_shape(dims)[1:]

@@ -87,16 +87,16 @@ def _dtype(step: Step, checked: Conversion) -> str:
 
 def _copying_gb_per_s(checked: Conversion, folder: Path) -> float:
     """Speed of copying some of the weights as `convert` copies them, down to the disk."""
-    spans = []
+    spans, total = [], sum(_sizes(checked).values())
     left = COPIED_BYTES
     for tensor in checked.plan.hf.values():
         if left <= 0:
             break
         spans.append(Span(tensor.stored.file, tensor.stored.offset, min(left, tensor.stored.num_bytes)))
         left -= tensor.stored.num_bytes
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".mcore-flows-") as copy, SpanReader() as reader:
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".mcore-flows-") as copy, SpanReader(total) as reader:
         start = time.monotonic()
-        file = OutputFile(Path(copy.name), stage_for(sum(_sizes(checked).values())))
+        file = OutputFile(Path(copy.name), stage_for(total))
         end = 0
         for block in reader.blocks(spans):
             end = file.write(block, end)

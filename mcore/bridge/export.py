@@ -216,7 +216,7 @@ def _write_pieces(
     """Write a share of the work: bytes written of each tensor, and tensors with numbers that their dtype lacks."""
     writer = SafetensorsWriter(places)
     too_large: set[str] = set()
-    with SpanReader() as reader:
+    with SpanReader(sum(place.spec.num_bytes for place in places.values())) as reader:
         for piece in pieces:
             stored = tensors[piece.step.mcore_key]
             of_step = adapters if adapters is not None and adapters.touch(piece.step) else None

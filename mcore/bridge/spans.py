@@ -1,26 +1,30 @@
 """Bytes that go from file to file as they are.
 
 The bridge moves whole rows, so nearly all that it writes is a sequence of byte ranges of the files that it reads:
-spans. They go through one small buffer, block by block. Nothing is mapped, as a mapped page counts as this process's
-memory and costs a fault, and the buffer stays in the processor's cache, where a look at a block costs next to nothing.
+spans. They come block by block. Nothing is mapped, as a mapped page counts as this process's memory and costs a fault,
+and a block stays in the processor's cache, where a look at it costs next to nothing.
 
 No torch here.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from mcore.bridge.direct_reader import DirectReader
+from mcore.bridge.open_files import OpenFiles
+from mcore.bridge.output_file import DIRECT_FROM_BYTES
 from mcore.errors import ConversionError, Problem
 
 BLOCK_BYTES = 2**20
 """Largest block. A multiple of every item's size, so that no number is cut in two."""
-MAX_OPEN_FILES = 64
+LONG_SPAN_BYTES = 2**18
+"""A shorter span is not worth the wait for the disk by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +37,16 @@ class Span:
 
 
 class SpanReader:
-    """Reads spans through one buffer."""
+    """Reads spans: short ones together through one buffer, long ones of large models around the page cache.
 
-    def __init__(self) -> None:
+    Args:
+        total_bytes: About as much as will be read in all.
+    """
+
+    def __init__(self, total_bytes: int = 0) -> None:
         self._buffer = memoryview(bytearray(BLOCK_BYTES))
-        self._files: OrderedDict[Path, int] = OrderedDict()
+        self._direct = DirectReader() if total_bytes >= DIRECT_FROM_BYTES else None
+        self._files = OpenFiles(reads_ahead=self._direct is None)
 
     def blocks(self, spans: Iterable[Span]) -> Iterator[memoryview]:
         """What the spans hold, one behind the other. A block is good until the next one is asked for.
@@ -45,6 +54,19 @@ class SpanReader:
         Raises:
             ConversionError: A file ends before a span does.
         """
+        if self._direct is None:
+            yield from self._buffered(spans)
+            return
+        for is_long, group in itertools.groupby(spans, lambda span: span.file and span.num_bytes >= LONG_SPAN_BYTES):
+            if not is_long:
+                yield from self._buffered(group)
+                continue
+            ranges = ((span.file, span.offset, span.num_bytes) for span in group if span.file is not None)
+            for window in self._direct.windows(ranges):
+                for start in range(0, len(window), BLOCK_BYTES):
+                    yield window[start : start + BLOCK_BYTES]
+
+    def _buffered(self, spans: Iterable[Span]) -> Iterator[memoryview]:
         filled = 0
         for span in spans:
             done = 0
@@ -62,7 +84,7 @@ class SpanReader:
         if span.file is None:
             out[:] = bytes(len(out))
             return
-        file, offset = self._open(span.file), span.offset + done
+        file, offset = self._files.get(span.file), span.offset + done
         while out:
             count = os.preadv(file, [out], offset)
             if not count:
@@ -71,17 +93,10 @@ class SpanReader:
                 )
             out, offset = out[count:], offset + count
 
-    def _open(self, path: Path) -> int:
-        if path not in self._files:
-            if len(self._files) == MAX_OPEN_FILES:
-                os.close(self._files.popitem(last=False)[1])
-            self._files[path] = os.open(path, os.O_RDONLY)
-        self._files.move_to_end(path)
-        return self._files[path]
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self._files:
-            os.close(self._files.popitem()[1])
+        self._files.__exit__()
+        if self._direct is not None:
+            self._direct.__exit__()

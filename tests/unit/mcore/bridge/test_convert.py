@@ -310,6 +310,7 @@ def all_models_are_large(monkeypatch):
     """Large ones are copied around the page cache, and while megatron's model is still being built."""
     monkeypatch.setattr("mcore.bridge.check.MEANWHILE_FROM_BYTES", 0)
     monkeypatch.setattr("mcore.bridge.output_file.DIRECT_FROM_BYTES", 0)
+    monkeypatch.setattr("mcore.bridge.spans.DIRECT_FROM_BYTES", 0)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import itertools
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from mcore.bridge import spans as module
+from mcore.bridge import open_files
+from mcore.bridge.direct_reader import WINDOW_BYTES, is_cached
+from mcore.bridge.output_file import DIRECT_FROM_BYTES
 from mcore.bridge.spans import BLOCK_BYTES, Span, SpanReader
 from mcore.errors import ConversionError
 
@@ -18,8 +22,8 @@ def files(tmp_path):
     return paths
 
 
-def read(spans):
-    with SpanReader() as reader:
+def read(spans, total_bytes=0):
+    with SpanReader(total_bytes) as reader:
         return [bytes(block) for block in reader.blocks(spans)]
 
 
@@ -46,7 +50,7 @@ def test_nothing_gives_no_block():
 
 
 def test_few_files_are_open_at_a_time(files, monkeypatch):
-    monkeypatch.setattr(module, "MAX_OPEN_FILES", 2)
+    monkeypatch.setattr(open_files, "MAX_OPEN_FILES", 2)
     before = num_open()
     with SpanReader() as reader:
         for path in [*files, *files]:
@@ -55,6 +59,56 @@ def test_few_files_are_open_at_a_time(files, monkeypatch):
     assert num_open() == before
 
 
-def test_a_file_that_ends_too_early_is_an_error(files):
+@pytest.mark.parametrize("total_bytes", [0, DIRECT_FROM_BYTES])
+def test_a_file_that_ends_too_early_is_an_error(files, total_bytes):
     with pytest.raises(ConversionError, match="became shorter"):
-        read([Span(files[0], 3000, BLOCK_BYTES + 1)])
+        read([Span(files[0], 3000, BLOCK_BYTES + 1)], total_bytes)
+
+
+@pytest.mark.parametrize("way", ["from the page cache", "around it", "where there is no way around it"])
+def test_long_spans_of_large_models_come_with_short_ones_between(tmp_path, monkeypatch, way):
+    path = tmp_path / "long"
+    content = os.urandom(2 * WINDOW_BYTES + 12345)
+    path.write_bytes(content)
+    if way != "from the page cache":
+        file = os.open(path, os.O_RDONLY)
+        os.fsync(file)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(file)
+    if way == "where there is no way around it":  # as where pages are larger than ours
+        monkeypatch.setattr("mcore.bridge.direct_reader.mmap.PAGESIZE", 8)
+    spans = [
+        Span(path, 1, 2 * WINDOW_BYTES + 9), Span(path, 4096, BLOCK_BYTES), Span(None, 0, 7), Span(path, 77, 100),
+        Span(path, 12344, len(content) - 12344), Span(None, 0, 2 * BLOCK_BYTES),
+    ]  # fmt: skip
+    blocks = read(spans, DIRECT_FROM_BYTES)
+    wanted = [content[s.offset : s.offset + s.num_bytes] if s.file else bytes(s.num_bytes) for s in spans]
+    assert b"".join(blocks) == b"".join(wanted)
+    assert max(map(len, blocks)) == BLOCK_BYTES
+    begins = list(itertools.accumulate(map(len, blocks), initial=0))
+    ends = set(itertools.accumulate(map(len, wanted)))
+    assert all(begin % 8 == 0 for begin in begins[: len(blocks)] if begin < 2 * WINDOW_BYTES) and ends & set(begins)
+
+
+def test_the_page_cache_stays_as_it_was(tmp_path):
+    path = tmp_path / "long"
+    path.write_bytes(os.urandom(3 * WINDOW_BYTES))
+    file = os.open(path, os.O_RDONLY)
+    os.fsync(file)
+    assert is_cached(file, 0, 3 * WINDOW_BYTES)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    assert not is_cached(file, WINDOW_BYTES, 4096)
+    assert b"".join(read([Span(path, 0, 3 * WINDOW_BYTES)], DIRECT_FROM_BYTES)) == path.read_bytes()
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    read([Span(path, 0, 3 * WINDOW_BYTES)], DIRECT_FROM_BYTES)
+    assert not is_cached(file, WINDOW_BYTES, 4096)
+    os.close(file)
+
+
+def test_a_reader_that_is_left_early_leaves_nothing_open(tmp_path):
+    path = tmp_path / "long"
+    path.write_bytes(os.urandom(3 * WINDOW_BYTES))
+    before, threads = num_open(), threading.active_count()
+    with SpanReader(DIRECT_FROM_BYTES) as reader:
+        assert len(next(reader.blocks([Span(path, 0, 3 * WINDOW_BYTES)]))) == BLOCK_BYTES
+    assert num_open() == before and threading.active_count() == threads
