@@ -35,12 +35,16 @@ from mcore.verify.traces import HEAD, Trace, hf_traces, load_hf_model, mcore_tra
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a transformers model computes on every prompt, and which experts the prompts did not reach, by layer."""
+    """What a transformers model computes on every prompt, and which experts the prompts did not reach, by layer.
+
+    `pad_token_id` is the model's own, which has a default where `config.json` says nothing.
+    """
 
     prompts: PromptSet
     traces: Sequence[Trace]
     num_experts: int = 0
     unreached: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    pad_token_id: int | None = None
 
 
 def trace_hf(
@@ -69,11 +73,13 @@ def trace_hf(
         while count.unreached() and len(extra) < MAX_EXTRA:
             extra.append(extra_prompt(len(extra), prompts, vocab_size=vocab_size))
             traces += hf_traces(model, extra[-1:], device())
+    pad_token_id = getattr(model.config, "pad_token_id", None)
     del model
     gc.collect()  # a model is a graph with cycles; the next one may need its memory
     if extra:
         say(f"verify: {len(extra)} prompts were added to reach more of the experts")
-    return Reference(replace(prompts, prompts=(*prompts.prompts, *extra)), traces, num_experts, count.unreached())
+    all_prompts = replace(prompts, prompts=(*prompts.prompts, *extra))
+    return Reference(all_prompts, traces, num_experts, count.unreached(), pad_token_id)
 
 
 def compare_with_mcore(
@@ -112,7 +118,7 @@ def compare_with_mcore(
     else:
         prompts = reference.prompts.prompts
         with progress("logits of megatron-core", len(prompts), "prompts") as advance:
-            found = mcore_traces(model, prompts, device(), pad_token_id=config.get("pad_token_id"))
+            found = mcore_traces(model, prompts, device(), pad_token_id=reference.pad_token_id)
             for hf, mcore in zip(reference.traces, found, strict=True):
                 result = PromptResult(
                     prompt=hf.prompt.name,

@@ -147,7 +147,7 @@ def mcore_traces(
 ) -> Iterator[Trace]:
     """Run a megatron-core `GPTModel` that holds all layers and rows (TP and PP of 1) on every prompt.
 
-    `pad_token_id` is the config's: a classifier answers at the last token that is another one.
+    `pad_token_id` is the transformers model's: a classifier answers at the last token that is another one.
     """
     modules = {"embedding": model.embedding}
     for number, layer in enumerate(model.decoder.layers):
