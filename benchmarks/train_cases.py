@@ -144,6 +144,7 @@ def ours() -> Callable[[Case], Callable[[], float]]:
     from mcore.train.loop import Loop
     from mcore.train.methods import pt
     from mcore.train.model import build_training
+    from mcore.train.position import Position
     from mcore.train.schedule import Schedule
     from mcore.train.stop import StopRequest
 
@@ -196,8 +197,8 @@ def ours() -> Callable[[Case], Callable[[], float]]:
             stop=StopRequest(),
             hf_config=hf_config,
         )
-        iterations = iter(range(1, 100))
-        return lambda: loop.step(next(iterations))[0].loss
+        positions = (Position(number, number * case.micro_batch_size) for number in range(99))
+        return lambda: loop.step(next(positions)).step.loss
 
     return prepare
 

@@ -78,11 +78,12 @@ class Stage:
 # fmt: off
 STAGES = (
     Stage("fetch",          "fetch",    {}),
-    Stage("convert",        "convert",  {"hf": "fetch"}, ("convert.make_vocab_size_divisible_by",)),
+    Stage("convert",        "convert",  {"hf": "fetch"}, ("convert.make_vocab_size_divisible_by",),
+          version=2),
     Stage("verify_convert", "verify",   {"hf": "fetch", "mcore": "convert"}, ("verify",)),
     Stage("train",          "train",    {"base": "convert"},
           ("data", "train", "launch.nproc_per_node", "convert.make_vocab_size_divisible_by"),
-          proofs={"proof": "verify_convert"}),
+          proofs={"proof": "verify_convert"}, version=2),
     Stage("select",         "select",   {"trained": "train"}, ("select",)),
     Stage("export",         "export",   {"trained": "train", "selection": "select", "base": "convert"},
           ("export.torch_dtype", "export.max_shard_size_gb", "export.merge_lora")),

@@ -39,7 +39,7 @@ class TrainConfig(LoraFields, ExpertFields, LearningRateFields, PackingFields, L
     decoder_last_pipeline_num_layers: int | None = Field(default=None, ge=1)
     """Layers of the last pipeline process; null for as many as the others have."""
     context_parallel_size: int = Field(default=1, ge=1)
-    """Processes that the tokens of each sample are divided over (CP). Lengths are padded to a multiple of twice this."""
+    """Processes that the tokens of each sample are divided over (CP), padded to a multiple of twice this."""
     sequence_parallel: bool = False
     """Divide norms and residuals along the sequence over the TP group; needs TP of 2 or more (SP)."""
     expert_model_parallel_size: int = Field(default=1, ge=1)

@@ -87,7 +87,9 @@ class SDPAttention(torch.nn.Module):
         if self.cp_group is not None:
             tensors[1:] = gather(tensors[1:], lengths, self.cp_group)
         shares = [length // size for length in lengths]
-        of_samples = zip(tensors[0].split(shares), *(x.split(lengths) for x in tensors[1:]), strict=True)
+        of_samples = zip(
+            torch.split(tensors[0], shares), *(torch.split(x, list(lengths)) for x in tensors[1:]), strict=True
+        )
         output_SBH = torch.cat([self._sample(*of_sample) for of_sample in of_samples])
         return output_SBH if packed_seq_params is None else output_SBH.squeeze(1)
 

@@ -42,14 +42,14 @@ class Conversion:
         plan: What goes where.
         config: The model's config, without what the files do not hold.
         num_stored: Tensors in the files.
-        family: Whose table the plan follows.
+        family_name: Whose table the plan follows.
         told: What megatron's model of this config saves, or the process that is finding out.
     """
 
     plan: Plan
     config: Mapping[str, Any]
     num_stored: int
-    family: Family
+    family_name: str
     told: CheckpointContent | Meanwhile[CheckpointContent]
 
     def look(self) -> None:
@@ -67,8 +67,8 @@ class Conversion:
             return self.told  # the plan was made by it
         content = self.told.result()
         shapes = {key: tensor.shape for key, tensor in content.tensors.items()}
-        if problems := mcore_problems(self.family, self.plan.dims, self.plan.steps, shapes):
-            raise WeightPlanError(f"the weights do not fit the {self.family.name} table", problems)
+        if problems := mcore_problems(self.family_name, self.plan.dims, self.plan.steps, shapes):
+            raise WeightPlanError(f"the weights do not fit the {self.family_name} table", problems)
         return content
 
 
@@ -143,7 +143,7 @@ def check(
         say(f"convert: {copy} equals {original} bit for bit, which stands for both")
     for name in plan.ignored_hf:
         say(f"convert: {name} is left out, as it is no weight of the model")
-    return Conversion(plan, config, len(stored), family, told)
+    return Conversion(plan, config, len(stored), family.name, told)
 
 
 def parameters(checked: Conversion) -> Iterator[int]:

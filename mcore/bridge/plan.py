@@ -183,7 +183,7 @@ def plan_convert(
     problems += scale_problems(found, quantisation)
     problems += _dtype_problems("hf", {name: tensor.dtype for name, tensor in found.items()})
     problems += _mixed_dtypes(steps, found)
-    problems += mcore_problems(family, dims, steps, mcore_shapes)
+    problems += mcore_problems(family.name, dims, steps, mcore_shapes)
     if problems:
         raise WeightPlanError(f"the weights do not fit the {family.name} table", problems)
     return Plan(steps, dims, found, tied, tuple(sorted(ignored)))
@@ -205,7 +205,7 @@ def plan_export(family: Family, dims: ModelDims, *, mcore: Mapping[str, Describe
     }
     steps = steps_of(family, dims)
     problems = _claimed_twice(steps)
-    problems += mcore_problems(family, dims, steps, {key: tuple(tensor.shape) for key, tensor in weights.items()})
+    problems += mcore_problems(family.name, dims, steps, {key: tuple(tensor.shape) for key, tensor in weights.items()})
     problems += _dtype_problems("mcore", {key: tensor.dtype for key, tensor in weights.items()})
     if dims.padded_vocab < dims.vocab:
         problems.append(
@@ -249,7 +249,9 @@ def _copy_steps(family: Family, dims: ModelDims, steps: Sequence[Step]) -> Itera
             yield from (replace(step, hf_names=(copy.replace(LAYER, str(layer)),)) for step in of_original)
 
 
-def mcore_problems(family: Family, dims: ModelDims, steps: Sequence[Step], found: Mapping[str, Shape]) -> list[Problem]:
+def mcore_problems(
+    family_name: str, dims: ModelDims, steps: Sequence[Step], found: Mapping[str, Shape]
+) -> list[Problem]:
     """What the table and a checkpoint's or a model's global shapes, by key, say of each other that does not fit."""
     wanted = {step.mcore_key: global_shape(step, dims) for step in steps}
     problems = [
@@ -258,7 +260,7 @@ def mcore_problems(family: Family, dims: ModelDims, steps: Sequence[Step], found
         if key not in found
     ]
     problems += [
-        Problem(f"mcore {key}", f"a row of the {family.name} table", f"none for this tensor {_text(found[key])}")
+        Problem(f"mcore {key}", f"a row of the {family_name} table", f"none for this tensor {_text(found[key])}")
         for key in sorted(found.keys() - wanted.keys())
     ]
     problems += [
