@@ -201,16 +201,16 @@ class Engine:
         from vllm import SamplingParams
 
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
+        # vLLM 0.32 can't give the prompts' log-probabilities of several sequences at once beside an adapter.
+        batches = [[ids] for ids in sequences] if self._lora else [sequences]
+        outputs: list[RequestOutput] = []
         with progress("perplexity", len(sequences), "rows") as advance:
-            outputs: list[RequestOutput] = _of_vllm(
-                "vLLM could not compute log-probabilities",
-                lambda: self._llm.generate(
-                    [{"prompt_token_ids": list(ids)} for ids in sequences],
-                    params,
-                    use_tqdm=_bar(advance),
-                    **self._lora,
-                ),
-            )
+            for batch in batches:
+                prompts = [{"prompt_token_ids": list(ids)} for ids in batch]
+                outputs += _of_vllm(
+                    "vLLM could not compute log-probabilities",
+                    partial(self._llm.generate, prompts, params, use_tqdm=_bar(advance), **self._lora),
+                )
         found = [
             [position[token_id].logprob for position, token_id in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]
             for output, ids in zip(outputs, sequences, strict=True)
