@@ -62,6 +62,7 @@ TABLE = {
     "train.loss_spike_factor": (2.0, FROM_TRAIN),
     "train.tensor_model_parallel_size": (2, FROM_TRAIN),
     "train.pipeline_model_parallel_size": (2, FROM_TRAIN),
+    "train.context_parallel_size": (2, FROM_TRAIN),
     "train.virtual_pipeline_model_parallel_size": (
         {**PP2, "train.virtual_pipeline_model_parallel_size": 2},
         FROM_TRAIN,

@@ -38,10 +38,12 @@ def test_names_are_used_once():
     assert {mutant.family for mutant in MUTANTS} == set(SUPPORTED.values())
 
 
+@pytest.mark.layouts
 def test_every_mutant_ran(results):
     assert [verdict.name for verdict in results.mutants] == list(BY_NAME)
 
 
+@pytest.mark.layouts
 @pytest.mark.parametrize("name", BY_NAME)
 def test_the_mutant_is_stopped_by_its_logits_and_found_where_it_is(results, name):
     verdict = next(verdict for verdict in results.mutants if verdict.name == name)
@@ -50,16 +52,19 @@ def test_the_mutant_is_stopped_by_its_logits_and_found_where_it_is(results, name
     assert verdict.relative_error > 1e-3  # ten times the gate, so none is stopped by luck
 
 
+@pytest.mark.layouts
 @pytest.mark.parametrize("name", [m.name for m in MUTANTS if m.tensors is nothing])
 def test_bits_alone_do_not_stop_a_wrong_table_or_config(results, name):
     assert next(verdict for verdict in results.mutants if verdict.name == name).structural_passed
 
 
+@pytest.mark.layouts
 def test_peers_rules_let_some_mutants_pass(results):
     assert sum(verdict.passes_mean_abs for verdict in results.mutants) >= 5
     assert sum(verdict.passes_cosine for verdict in results.mutants) >= 5
 
 
+@pytest.mark.layouts
 def test_no_false_alarm(results):
     assert len(results.healthy) == NUM_SEEDS * len(HEALTHY)
     assert {family for family, _ in HEALTHY} == set(SUPPORTED.values())
