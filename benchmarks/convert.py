@@ -17,7 +17,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +27,6 @@ import psutil
 from benchmarks.measure import Run, forget, median, run, sync
 from benchmarks.synthetic import SHAPES, write_model
 
-RAW_BYTES = 4 * 10**9
 DISK_BLOCK_BYTES = 4 * 2**20
 REST_S = 2.0
 """Seconds between two commands, so that the disk has forgotten what was removed before."""
@@ -122,7 +121,7 @@ def _measure(options: argparse.Namespace, folders: Folders, num_bytes: int) -> d
         words = [sys.executable, "-c", THERE_AND_BACK, hf, made]
         from_hf.append(Contender("transformers", hf, made, words, sync_after=True))
     raw = options.folder / "raw"
-    runs = {"the disk alone, reading and writing": [_disk_alone(hf, raw, num_bytes) for _ in range(options.runs)]}
+    runs = {"the disk alone, reading and writing": [_disk_alone(hf, raw) for _ in range(options.runs)]}
     runs |= _take_turns(from_hf, options)
     run([*bridge, "convert", "--hf", hf, "--output", mcore])
     runs |= _take_turns([Contender("T0", hf, None, [sys.executable, "-c", COMPARE, hf, mcore / "release"])], options)
@@ -157,31 +156,28 @@ def _remove(path: Path | None) -> None:
         sync(path.parent)
 
 
-def _disk_alone(hf: Path, path: Path, num_bytes: int) -> Run:
-    """The disk's own speed: the model is read and a file is written around the page cache, with no copying.
+def _disk_alone(hf: Path, path: Path) -> Run:
+    """The disk's own speed: the model is read and as much is written around the page cache, with no copying.
 
-    In seconds for as many bytes as the model has. Who reads and writes at once may be a little faster, where the disk
-    can do both at once.
+    Who reads and writes at once may be a little faster, where the disk can do both at once.
     """
     block = mmap.mmap(-1, DISK_BLOCK_BYTES)
     forget(hf)
-    sources = sorted(hf.glob("*.safetensors"), key=lambda source: -source.stat().st_size)
-    seconds = _timed(sources[0], os.O_RDONLY, lambda file, offset: os.preadv(file, [block], offset))
+    start, num_bytes = time.monotonic(), 0
+    for source in hf.glob("*.safetensors"):
+        file = os.open(source, os.O_RDONLY | os.O_DIRECT)
+        while count := os.readv(file, [block]):
+            num_bytes += count
+        os.close(file)
     block[:] = os.urandom(DISK_BLOCK_BYTES)
-    seconds += _timed(path, os.O_CREAT | os.O_WRONLY, lambda file, offset: os.pwrite(file, block, offset))
-    path.unlink()
-    return Run(seconds * num_bytes, 0.0, 0, 0, "")
-
-
-def _timed(path: Path, flags: int, do: Callable[[int, int], int]) -> float:
-    """Seconds a byte for `RAW_BYTES`, or for as much as the file has."""
-    file = os.open(path, flags | os.O_DIRECT)
-    start, done = time.monotonic(), 0
-    while done < RAW_BYTES and (count := do(file, done)) == DISK_BLOCK_BYTES:
-        done += count
+    file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_DIRECT)
+    for _ in range(num_bytes // DISK_BLOCK_BYTES):
+        os.write(file, block)
     os.fsync(file)
     os.close(file)
-    return (time.monotonic() - start) / done
+    seconds = time.monotonic() - start
+    path.unlink()
+    return Run(seconds, 0.0, 0, 0, "")
 
 
 def _card(options: argparse.Namespace, num_bytes: int, config: dict[str, object], runs: dict[str, list[Run]]) -> str:

@@ -23,6 +23,8 @@ from mcore.supervise import descendants
 from tests.parallel.launch import REPOSITORY
 from tests.tiny_runs import make_base, recorded, saved_tensors, tiny_run, write_run
 
+pytestmark = pytest.mark.faults
+
 TRAIN_ITERS, SAVE_STEPS = 40, 10
 FIGURES = ("loss", "validation_loss", "grad_norm", "lr", "consumed_samples", "consumed_tokens")
 
