@@ -105,6 +105,7 @@ def test_a_gate_that_says_no_leaves_the_former_model_published(here, finished):
     assert "verify_convert | failed" in (here.store / "runs" / "tiny" / "report.md").read_text()
 
 
+@pytest.mark.layouts  # a long one; the next goes the same line but for merging
 def test_adapters_go_the_whole_line_and_lie_beside_the_merged_weights(workspace, finished):
     lora = {"tuner_type": "lora", "train_iters": 6, "save_steps": 3, "lora_dropout": 0.1}
     result = workspace.run(raw_run(train=lora, evaluate=None) | {"name": "tiny-lora"})
