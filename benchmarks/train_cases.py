@@ -172,6 +172,7 @@ def ours() -> Callable[[Case], Callable[[], float]]:
             micro_batch_size=case.micro_batch_size,
             global_batch_size=case.micro_batch_size,
             train_iters=100,
+            packing=False,  # samples are as long as each other
             lr=1e-5,
             **case.settings,
         )
