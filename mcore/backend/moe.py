@@ -80,7 +80,16 @@ class ExpertOutputLinear(RowParallelLinear):  # type: ignore[misc]
 
     megatron-core adds an expert's bias in place. Autograd forbids that on a tensor that a communication function has
     passed on as it is, as here where no ranks share an expert.
+
+    And with sequence parallelism megatron-core sums the bias' gradient over the TP group, where ranks hold the same
+    expert and have summed it already, and leaves all of it but one rank's part out of the gradient's norm.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.bias is not None:
+            self.bias.sequence_parallel = False
+            self.bias.tensor_model_parallel = True  # counts in the norm on every rank, as the weight does
 
     def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
         """Output `[T, H]` and the bias that is still to be added."""
