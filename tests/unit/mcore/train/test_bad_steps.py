@@ -33,14 +33,6 @@ def poisoned(model: PreTrainedModel) -> None:
         model.get_input_embeddings().weight[4 + ord(POISON) - 32] = 3e38
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bad_steps")

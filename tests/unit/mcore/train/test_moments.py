@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,14 +28,6 @@ from tests.tiny_runs import tiny_run
 STEPS = 4
 MANY_BUCKETS = partial(DistributedDataParallelConfig, overlap_grad_reduce=True, bucket_size=1000)
 """Buckets of a few parameters each, padded at their ends to 128 numbers."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def settings(**options: Any) -> dict[str, Any]:

@@ -7,12 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from configs.schema.train import TrainConfig
 from mcore.backend.layout import Layout
@@ -24,14 +22,6 @@ from mcore.train.run import train
 from tests.parallel.launch import REPOSITORY
 from tests.tiny_models import PADDED_VOCAB_SIZE
 from tests.tiny_runs import make_base, tiny_run, write_rows, write_run
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def findings(output: Path, hf_config: dict[str, Any], num_bytes: int = 0, **settings: Any) -> list[str]:

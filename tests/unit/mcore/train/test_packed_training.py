@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,6 @@ MODELS = ("llama", "qwen3_moe", "deepseek_v3", "gemma2", "gpt_oss", "ministral3"
 """Plain; experts; latents; windows with capped scores; sinks; queries that grow with their position."""
 LENGTHS = (13, 30, 8)
 STEPS = 20
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

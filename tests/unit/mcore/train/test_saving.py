@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,6 @@ from mcore.train.run import train
 from mcore.train.schedule import Schedule
 from mcore.train.stop import StopRequest, TimeLimit
 from tests.tiny_runs import recorded, saved_tensors, tiny_run, write_rows
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def trained(run: RunConfig, base: Path, output: Path, stop: StopRequest | None = None) -> Path:
