@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mcore.backend import parallel
 from tests.tiny_runs import make_base
 
 
@@ -16,6 +17,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_groups_left() -> Iterator[None]:
+    """`train` leaves the process groups up; the next file may convert a model, for which there must be none."""
+    yield
+    parallel.stop()
 
 
 @pytest.fixture(scope="session")
