@@ -16,10 +16,6 @@ from mcore.child import QUIET_ENVIRONMENT
 from mcore.errors import ConfigError, Problem
 from mcore.supervise import PR_SET_PDEATHSIG
 
-# Dozens of warnings of libraries at every start, none of them about the work; PYTHONWARNINGS in the caller's own
-# environment brings them back.
-TERMINAL_ENVIRONMENT = {"PYTHONWARNINGS": "ignore"}
-
 
 def become(argv: Sequence[object]) -> NoReturn:
     """Turn this process into a command.
@@ -118,7 +114,7 @@ def _end_with_parent() -> None:
 
 
 def _environment() -> dict[str, str]:
-    return TERMINAL_ENVIRONMENT | dict(os.environ) | QUIET_ENVIRONMENT
+    return dict(os.environ) | QUIET_ENVIRONMENT
 
 
 def _not_started(program: str, exc: OSError) -> ConfigError:

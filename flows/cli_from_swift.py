@@ -16,7 +16,7 @@ from flows.from_swift.table import EFFECTS
 from flows.from_swift.translate import translate
 from flows.tables import plain_table, show
 from mcore.errors import ConfigError, Problem
-from mcore.folders import write_durably
+from mcore.folders import refuse_no_place, write_durably
 
 EXIT_INCOMPLETE = 4
 """The run file is valid, but does not mean all that the command meant."""
@@ -57,9 +57,12 @@ def from_swift(
     Exit status: 0 the run means what the command meant; 4 something that changes what is learnt was left out, or is
     yours to do (the file is made all the same); 2 no run can be made of it.
     """
-    if output is not None and output.exists() and not overwrite:
-        fix = "Name another --output, or pass --overwrite to replace it."
-        raise ConfigError("the run file is in the way", [Problem(str(output), "no such file", "one", fix)])
+    if output is not None and output.exists() and (not overwrite or output.is_dir()):
+        fix = "Name another --output" + ("." if output.is_dir() else ", or pass --overwrite to replace it.")
+        found = "a folder" if output.is_dir() else "one"
+        raise ConfigError("the run file is in the way", [Problem(str(output), "no such file", found, fix)])
+    if output is not None:
+        refuse_no_place(output)
     done = translate(read_command(given, method), name)
     text = run_file(done)
     show_findings(done.findings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -156,6 +157,8 @@ def verify(
     """Prove that two folders are the same model: bits on disk, then logits. Status 3 if they are not."""
     _check_iteration(mcore, iteration)
     with _kept_or_temporary(output, overwrite=overwrite) as folder:
+        page = folder / "report.md"
+        before = page.stat() if page.exists() else None  # of an earlier proof, which is not this one's result
         status = run_in_terminal(
             _command(
                 "mcore.verify", "--hf", hf, "--mcore", mcore, "--output", folder, *_base(base), *_adapter(adapter),
@@ -165,8 +168,7 @@ def verify(
             ),
             quiet=True,
         )  # fmt: skip
-        page = folder / "report.md"
-        if page.exists():
+        if page.exists() and (before is None or not os.path.samestat(page.stat(), before)):
             text = page.read_text()
             # Dozens of rows that matter where something is off; the file has them in any case.
             _show_page(text if status else text.partition("\n## Parts\n")[0], output and output / page.name)

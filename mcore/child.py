@@ -7,8 +7,10 @@ A stage is an ordinary command (`python -m mcore.bridge convert …`) that can b
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -30,6 +32,15 @@ QUIET_ENVIRONMENT = {
 """Switches off the telemetry of Prefect, vLLM and the hubs' clients. None of these changes a result."""
 
 
+QUIET_WARNINGS = (
+    "Apex is not installed",
+    "Transformer Engine and Apex are not installed",
+    "full scope is deprecated",
+    "The .grad attribute of a Tensor that is not a leaf Tensor",
+)
+"""How the warnings begin that megatron-core and torch give at every start, whatever the work is."""
+
+
 def run_as_child(main: Callable[[], object]) -> None:
     """Call `main`, then end this process with the exit status of what happened.
 
@@ -38,6 +49,7 @@ def run_as_child(main: Callable[[], object]) -> None:
     tells of Ctrl-C (130) if it was not to end the process itself.
     """
     os.environ.update(QUIET_ENVIRONMENT)
+    _leave_out_usual_warnings()
     try:
         status = main()
     except PipelineError as error:
@@ -53,6 +65,19 @@ def run_as_child(main: Callable[[], object]) -> None:
         _leave(defect)
     if isinstance(status, int) and status:
         raise SystemExit(status)
+
+
+def _leave_out_usual_warnings() -> None:
+    """Here and in the processes that this one starts: `QUIET_WARNINGS`, and what libraries tell those who write against
+    them (FutureWarning). All others are shown; so are these if PYTHONWARNINGS or Python's -W says anything.
+    """
+    if sys.warnoptions:
+        return
+    warnings.simplefilter("ignore", FutureWarning)
+    for text in QUIET_WARNINGS:
+        warnings.filterwarnings("ignore", re.escape(text))
+    options = ["ignore::FutureWarning", *(f"ignore:{text}" for text in QUIET_WARNINGS)]
+    os.environ["PYTHONWARNINGS"] = ",".join(options)
 
 
 def _tell_parent(error: PipelineError) -> bool:

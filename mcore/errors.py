@@ -5,13 +5,14 @@
     │   ├── ConfigError                           a run file or an option
     │   ├── SourceError                           a model source that is missing or can't be reached
     │   ├── DataError                             a dataset file or row
-    │   └── WeightPlanError                       names, shapes or dtypes of weights do not fit the family's table
+    │   ├── WeightPlanError                       names, shapes or dtypes of weights do not fit the family's table
+    │   └── CheckpointError                       a checkpoint is missing, damaged, incomplete, or another model's
     ├── GateError                 exit status 3   a gate said no; nothing was published
     │   ├── PrecisionError                        a structural or numerical proof failed
     │   └── EvaluationGateError                   the tuned model is not good enough
     ├── ConversionError                           reading or writing weights failed
-    ├── CheckpointError                           a training checkpoint is missing, damaged or incomplete
     ├── TrainingError                             training went wrong (NaN, no progress)
+    ├── SavingError                               training's state was not saved, or not loaded as it was saved
     ├── EvaluationError                           the evaluation engine failed
     ├── ArtifactError                             the artifact store can't do what was asked
     └── LaunchError                               a child process ended badly
@@ -93,7 +94,7 @@ class PipelineError(Exception):
 
 
 class InputError(PipelineError):
-    """What was given is wrong. Raised before anything is started or written."""
+    """What was given is wrong. Raised before anything is started, or with nothing left of what was begun."""
 
     exit_status = EXIT_INPUT
 
@@ -114,6 +115,10 @@ class WeightPlanError(InputError):
     """The weights on one side do not fit the family's table: missing, unclaimed, doubly claimed, misshapen."""
 
 
+class CheckpointError(InputError):
+    """A checkpoint is missing, damaged or incomplete, or does not hold the model that it should."""
+
+
 class GateError(PipelineError):
     """A gate said no. What it guards is not published."""
 
@@ -132,12 +137,12 @@ class ConversionError(PipelineError):
     """Reading or writing weights failed."""
 
 
-class CheckpointError(PipelineError):
-    """A training checkpoint is missing, damaged or incomplete."""
-
-
 class TrainingError(PipelineError):
     """Training went wrong: a loss that is not finite, data that ran out."""
+
+
+class SavingError(PipelineError):
+    """Training's state could not be saved, or what was loaded is not what was saved."""
 
 
 class EvaluationError(PipelineError):
@@ -145,7 +150,7 @@ class EvaluationError(PipelineError):
 
 
 class ArtifactError(PipelineError):
-    """The artifact store can't do what was asked, or an output folder is in the way."""
+    """The artifact store can't do what was asked."""
 
 
 class LaunchError(PipelineError):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mcore.errors import ArtifactError, ConfigError, Problem
+from mcore.errors import ConfigError, Problem
 
 
 def fsync_path(path: Path) -> None:
@@ -56,7 +56,7 @@ def refuse_existing(output: Path, *, overwrite: bool) -> None:
     """Check an output folder before any work is done for it.
 
     Raises:
-        ConfigError: It exists and may not be overwritten, or holds the working directory.
+        ConfigError: It exists and may not be overwritten, or holds the working directory, or has no place.
     """
     if os.path.lexists(output) and not overwrite:
         raise ConfigError(
@@ -72,6 +72,19 @@ def refuse_existing(output: Path, *, overwrite: bool) -> None:
             "the output folder can't be replaced",
             [Problem(str(output), "a folder of its own", "the working directory or one above it")],
         )
+    refuse_no_place(output)
+
+
+def refuse_no_place(output: Path) -> None:
+    """Check that something can be made at a path, with the folders above it that are not there.
+
+    Raises:
+        ConfigError: It can't, for what is above it.
+    """
+    above = next(path for path in output.absolute().parents if os.path.lexists(path))
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        found = "one that can't be written to" if above.is_dir() else "no folder"
+        raise ConfigError("the output has no place", [Problem(f"{above}, above {output}", "a folder", found)])
 
 
 def missing(**paths: Path) -> list[Problem]:
@@ -111,8 +124,7 @@ def whole_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     don't mix: the second is refused.
 
     Raises:
-        ConfigError: `output` exists and `overwrite` is off, or another process is making it.
-        ArtifactError: The folder could not be made.
+        ConfigError: `output` exists and `overwrite` is off, or another process is making it, or it can't be made.
     """
     refuse_existing(output, overwrite=overwrite)
     output = output.absolute()
@@ -121,7 +133,7 @@ def whole_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         descriptor = _claim(partial)
     except OSError as exc:
-        raise ArtifactError("the output folder can't be made", [Problem(str(partial), found=str(exc))]) from exc
+        raise ConfigError("the output folder can't be made", [Problem(str(partial), found=str(exc))]) from exc
     try:
         if replaced.exists() and not output.exists():  # killed between the two renames below
             replaced.rename(output)

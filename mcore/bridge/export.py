@@ -36,6 +36,7 @@ from mcore.bridge.plan import Described, Plan, Step, mcore_shapes_of, plan_expor
 from mcore.bridge.spans import SpanReader
 from mcore.bridge.workers import Piece, divide, do_all
 from mcore.errors import ConfigError, ConversionError, Problem
+from mcore.findings import Findings
 from mcore.folders import refuse_existing, refuse_too_little_room, whole_folder
 from mcore.progress import Advance, progress, say
 from mcore.select import select_checkpoint
@@ -84,10 +85,15 @@ def export(
     """
     start = time.monotonic()
     refuse_existing(output, overwrite=overwrite)
-    chosen = select_checkpoint(checkpoint, "latest" if iteration is None else "iteration", iteration)
-    say(f"export: {chosen.path.name}, as {chosen.reason}")
     hf = hf or checkpoint / HF_FOLDER
-    config = read_hf_config(hf)
+    findings = Findings()
+    chosen = findings.of(
+        lambda: select_checkpoint(checkpoint, "latest" if iteration is None else "iteration", iteration)
+    )
+    config = findings.of(partial(read_hf_config, hf))
+    if chosen is None or config is None:
+        findings.raise_all()
+    say(f"export: {chosen.path.name}, as {chosen.reason}")
     family = family_of_config(config)
     dims = dims_of(config)
     weights, adapters = weights_and_adapters(checkpoint, chosen.path, base)

@@ -53,7 +53,7 @@ def load_tokenizer(hf_dir: Path) -> PreTrainedTokenizerBase:
 
     try:
         return AutoTokenizer.from_pretrained(str(hf_dir), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as exc:
+    except Exception as exc:  # transformers and tokenizers raise many kinds for damaged files
         reason = f"{type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}"
         raise DataError("the tokenizer can't be loaded", [Problem(str(hf_dir), "tokenizer files", reason)]) from exc
 

@@ -30,7 +30,7 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 from mcore.backend.layout import Layout
 from mcore.bridge.dist_files import read_dist_tensors
 from mcore.bridge.hf_config import CONFIG_FILE, HF_FOLDER, copy_small_files, read_hf_config
-from mcore.errors import CheckpointError, Problem
+from mcore.errors import CheckpointError, Problem, SavingError
 from mcore.folders import fsync_folder, fsync_path, write_durably
 from mcore.select import TRACKER, completeness_problems, iteration_dir
 from mcore.train import adam
@@ -71,7 +71,7 @@ class Saving:
         """Wait until all of it is on disk, check it, and name it in the tracker; all ranks call it.
 
         Raises:
-            CheckpointError: What was written is not complete. The tracker still names the one before.
+            SavingError: What was written is not complete. The tracker still names the one before.
         """
         iteration = self.position.iteration
         self._writing.finish()
@@ -81,7 +81,7 @@ class Saving:
             fsync_path(self._output)
             problems = completeness_problems(folder)
             if problems:
-                raise CheckpointError(f"iteration {iteration} was not written completely", problems)
+                raise SavingError(f"iteration {iteration} was not written completely", problems)
             write_durably(self._output / TRACKER, str(iteration))
         dist.barrier()
 
@@ -106,7 +106,7 @@ def begin(
         in_background: Whether `training` may change before `finish`.
 
     Raises:
-        CheckpointError: megatron-core did not gather the optimizer's state rightly.
+        SavingError: megatron-core did not gather the optimizer's state rightly.
     """
     folder = iteration_dir(output, position.iteration)
     if dist.get_rank() == 0:
@@ -147,7 +147,8 @@ def load(folder: Path, training: Training, layout: Layout) -> Position:
         layout: How the model is divided now. If it was divided otherwise, the generators stay as they are seeded.
 
     Raises:
-        CheckpointError: The checkpoint does not hold what the run needs, or the optimizer did not take what it holds.
+        CheckpointError: The checkpoint does not hold what the run needs.
+        SavingError: The optimizer did not take what it holds.
     """
     # torch unpickles whatever `.metadata` names; this refuses all but plain values.
     stored = read_dist_tensors(folder)

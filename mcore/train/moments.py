@@ -26,7 +26,7 @@ from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 from torch import Tensor
 
 from mcore.bridge.dist_files import DistTensor
-from mcore.errors import CheckpointError, Problem
+from mcore.errors import CheckpointError, Problem, SavingError
 from mcore.train.model import Training
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -37,7 +37,7 @@ def whole_state(optimizer: MegatronOptimizer) -> Iterator[None]:
     """Have the optimizer's state for a checkpoint made rightly, and check that nothing of it is lost.
 
     Raises:
-        CheckpointError: The numbers that megatron-core gathered are not those that the ranks hold.
+        SavingError: The numbers that megatron-core gathered are not those that the ranks hold.
     """
     lost: list[Problem] = []
     parts = [part for part in parts_of(optimizer) if isinstance(part, DistributedOptimizer)]
@@ -111,7 +111,8 @@ def refuse_other_moments(training: Training, folder: Path, stored: Mapping[str, 
         updates: Steps that Adam has made.
 
     Raises:
-        CheckpointError: They differ in a moment, a main weight, or the number of steps; names all that do.
+        CheckpointError: The checkpoint does not hold the optimizer's state.
+        SavingError: They differ in a moment, a main weight, or the number of steps; names all that do.
     """
     places, _ = extract_sharded_tensors_and_factories(training.sharded_weights())
     place_of = {id(place.data): place for place in nested_values(places)}
@@ -182,8 +183,8 @@ def parts_of(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
 
 
 def raise_on_all_ranks(summary: str, problems: list[Problem]) -> None:
-    """Raise a CheckpointError with what any rank found; all of them call it."""
+    """Raise a SavingError with what any rank found; all of them call it."""
     everywhere: list[list[Problem]] = [[]] * dist.get_world_size()
     dist.all_gather_object(everywhere, problems)
     if found := list(dict.fromkeys(chain.from_iterable(everywhere))):
-        raise CheckpointError(summary, found)
+        raise SavingError(summary, found)

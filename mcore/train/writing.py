@@ -18,7 +18,7 @@ from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSys
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from mcore.errors import CheckpointError, Problem
+from mcore.errors import Problem, SavingError
 
 
 class Writing:
@@ -53,7 +53,7 @@ class Writing:
         """Wait for all ranks, and have megatron-core write what makes it a checkpoint; all ranks call it.
 
         Raises:
-            CheckpointError: A rank could not write.
+            SavingError: A rank could not write.
         """
         if self._thread is not None:
             self._thread.join()
@@ -62,7 +62,7 @@ class Writing:
                 finalise()
         except CheckpointException as exc:
             problems = [Problem(f"rank {rank}", found=repr(error)) for rank, (error, _) in exc.failures.items()]
-            raise CheckpointError("a checkpoint could not be written", problems) from exc
+            raise SavingError("a checkpoint could not be written", problems) from exc
 
     def _write(self, buckets: list[Any]) -> None:
         start_s = time.perf_counter()

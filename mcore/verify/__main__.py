@@ -40,7 +40,7 @@ def verify(
 ) -> None:
     """Compare bits on disk, logits in fp32, and noise in the dtype of the weights.
 
-    Exit status 3 if they differ; the report is written all the same.
+    Exit status 3 if they differ, 2 if their logits can't be computed; the report is written all the same.
     """
     named = {"base": base, "adapter": adapter}
     refuse_missing(hf=hf, mcore=mcore, **{name: folder for name, folder in named.items() if folder is not None})

@@ -37,11 +37,14 @@ def to_markdown(report: VerifyReport, *, against_peers: bool = False) -> str:
         "",
     ]
     numerical = report.numerical
-    if numerical is None:
-        return "\n".join([*lines, "## Logits: not compared", "", _WHY_NOT]) + "\n"
-    lines += [*_numerical_lines(numerical), ""]
+    if numerical is not None:
+        lines += [*_numerical_lines(numerical), ""]
     if report.noise is not None:
         lines += [*_noise_lines(report.noise), ""]
+    if numerical is None or report.not_compared:
+        lines += ["## Logits: not compared", "", *(f"* {why}" for why in report.not_compared or (_WHY_NOT,)), ""]
+    if numerical is None:
+        return "\n".join(lines)
     if against_peers:
         error, gate = numerical.relative_error, numerical.max_relative_error
         lines += [*peer_lines(numerical.prompts, relative_error=error, max_relative_error=gate), ""]

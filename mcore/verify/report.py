@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from mcore.errors import PrecisionError, Problem
+from mcore.errors import ConfigError, PrecisionError, Problem
 from mcore.verify.compare import passes
 
 REPORT_JSON = "report.json"
@@ -73,6 +73,16 @@ class StructuralResult(ReportModel):
     def passed(self) -> bool:
         """Whether the proof holds."""
         return not self.findings and self.num_hf_tensors > 0
+
+    @property
+    def summary(self) -> str:
+        """The result in a few words."""
+        if self.passed:
+            return "equal"
+        if not self.findings:
+            return "NOT equal: there is nothing to compare"
+        first = self.findings[0]
+        return f"NOT equal: {len(self.findings)} findings, the first about {first.tensor} ({first.kind})"
 
     @property
     def is_loadable(self) -> bool:
@@ -203,11 +213,19 @@ class VerifyReport(ReportModel):
     versions: dict[str, str]
     structural: StructuralResult
     numerical: NumericalResult | None
-    """None if names or shapes do not fit: no model can be built then."""
+    """None if names or shapes do not fit, so that no model can be built; or for the reasons in `not_compared`."""
     noise: NoiseResult | None = None
-    """None if the logits were not equal in fp32, or no other dtype was asked for."""
+    """None if the logits were not equal in fp32, or no other dtype was asked for; or as `numerical`."""
+    not_compared: tuple[str, ...] = ()
+    """Why logits could not be computed although names and shapes fit, such as a tokenizer that does not load."""
     passed: bool
-    """The gate's verdict: all proofs hold."""
+    """The gate's verdict: all proofs were made and hold."""
+
+    @property
+    def has_differences(self) -> bool:
+        """Whether a proof says that the two sides differ, as opposed to one that could not be made."""
+        proofs = (self.structural, self.numerical, self.noise)
+        return any(proof is not None and not proof.passed for proof in proofs)
 
     def problems(self) -> tuple[Problem, ...]:
         """What the gate's error names: the first tensors that differ, and the first part of the model that does."""
@@ -220,9 +238,10 @@ class VerifyReport(ReportModel):
             problems.append(Problem(f"and {len(findings) - SHOWN_IN_MESSAGE} more tensors, all in {REPORT_JSON}"))
         if self.structural.num_hf_tensors == 0 and not findings:
             problems.append(Problem("structural proof", "tensors to compare", "none"))
-        if self.numerical is None:
+        problems += [Problem("logits were not compared", found=why) for why in self.not_compared]
+        if self.numerical is None and not self.not_compared:
             problems.append(Problem("logits were not compared", found="names or shapes that do not fit"))
-        elif not self.numerical.passed:
+        if self.numerical is not None and not self.numerical.passed:
             problems.append(Problem("logits", found=self.numerical.summary))
         if self.noise is not None and not self.noise.passed:
             problems.append(Problem(f"logits in {self.noise.dtype}", found=self.noise.summary))
@@ -233,7 +252,10 @@ class VerifyReport(ReportModel):
 
         Raises:
             PrecisionError: A proof failed. Names the tensors and the first part that differ.
+            ConfigError: Nothing differs so far, but logits could not be computed. Says why.
         """
+        if self.not_compared and not self.has_differences:
+            raise ConfigError(f"{self.hf} and {self.mcore} can't be compared by their logits", self.problems())
         if not self.passed:
             raise PrecisionError(f"{self.hf} and {self.mcore} are not the same model", self.problems())
 

@@ -184,6 +184,13 @@ def test_all_that_is_missing_is_named_at_once(here: Path, arguments: list[str], 
     assert all(part in message for part in expected), message
 
 
+def test_an_earlier_proof_is_not_shown_as_the_one_that_was_refused(here: Path) -> None:
+    (here / "proof").mkdir()
+    (here / "proof" / "report.md").write_text("# Verification: passed\n")
+    assert "--hf: no such" in refused(here, "verify", "--hf", "nope", "--mcore", "never", "--output", "proof",
+                                      "--overwrite")  # fmt: skip
+
+
 @pytest.mark.parametrize("recorded", ["hf:other/name@" + "1" * 40, None])
 def test_a_fetched_folder_is_used_for_no_other_model_of_its_name(here: Path, recorded: str | None) -> None:
     folder = here / "models" / "name"

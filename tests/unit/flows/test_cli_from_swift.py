@@ -59,6 +59,8 @@ def test_nothing_is_overwritten_or_written_by_a_refusal(here: Path) -> None:
         (["megatron sft --model model", "--output", "new.yaml"], "--dataset: expected at least one file"),
         (["swift export --model model --to_mcore true", "--output", "new.yaml"], "mcore-flows convert"),
         (["missing.yaml", "--method", "pt"], "No such file"),
+        ([PT_PACKING, "--output", ".", "--overwrite"], "expected no such file, found a folder"),
+        ([PT_PACKING, "--output", "run.yaml/new.yaml"], "run.yaml, above run.yaml/new.yaml: expected a folder"),
     ):
         done = mcore_flows("from-swift", *words, cwd=here)
         assert (done.returncode, done.stdout) == (2, ""), done

@@ -91,9 +91,23 @@ def test_telemetry_is_off_before_the_stage_imports_anything() -> None:
     assert run_child("import os; print(os.environ['DO_NOT_TRACK'])", DO_NOT_TRACK="0").stdout == "1\n"
 
 
+WARN = (
+    "import warnings, subprocess; warnings.warn('Apex is not installed. Falling back'); "
+    "warnings.warn('soon gone', FutureWarning); warnings.warn('Apex is on fire')"
+)
+
+
+@pytest.mark.parametrize("body", [WARN, f"import subprocess; subprocess.run([sys.executable, '-c', {WARN!r}])"])
+def test_warnings_of_every_start_are_left_out_and_others_are_not(body: str) -> None:
+    """Here and in a process of its own; all are there if they are asked for."""
+    said = run_child(body, PYTHONWARNINGS="").stderr
+    assert "UserWarning: Apex is on fire" in said and said.count("Warning: ") == 1
+    assert run_child(body, PYTHONWARNINGS="default").stderr.count("Warning: ") == 3
+
+
 def test_in_process_it_raises_system_exit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(ERROR_FILE_VARIABLE, str(tmp_path / "error.json"))
-    for name in QUIET_ENVIRONMENT:
+    for name in (*QUIET_ENVIRONMENT, "PYTHONWARNINGS"):
         monkeypatch.setenv(name, "")
 
     def stage() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mcore.errors import ArtifactError, ConfigError
-from mcore.folders import remove, whole_folder, write_durably
+from mcore.errors import ConfigError
+from mcore.folders import refuse_existing, remove, whole_folder, write_durably
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -115,10 +115,14 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"out/file": "new"}
 
 
-def test_a_place_that_cannot_be_written_is_a_typed_error(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_wrong_input(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArtifactError), whole_folder(tmp_path / "file" / "out"):
-        pytest.fail("the block must not run")
+    for name, message in (("file/out", "above .*: expected a folder, found no folder"), ("x" * 300, "name too long")):
+        with pytest.raises(ConfigError, match=message), whole_folder(tmp_path / name):
+            pytest.fail("the block must not run")
+    with pytest.raises(ConfigError, match="no folder"):  # told before any work is done
+        refuse_existing(tmp_path / "file" / "sub" / "out", overwrite=True)
+    assert tree(tmp_path) == {"file": ""}
 
 
 def test_eight_processes_make_one_folder_once(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from configs.schema.run import RunConfig
 from mcore.backend.layout import Layout
 from mcore.backend.parallel import parallel_processes
-from mcore.errors import CheckpointError, ConfigError, StoppedError
+from mcore.errors import ConfigError, SavingError, StoppedError
 from mcore.metrics import read_metrics
 from mcore.select import completeness_problems, iteration_dir, iterations_in, read_tracker
 from mcore.train import adam, checkpoint
@@ -98,7 +98,7 @@ def test_a_checkpoint_that_can_t_be_written_is_not_announced(tmp_path: Path, bas
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(checkpoint, "Writing", OnFullDisk)
             saving = checkpoint.begin(output, training, Position(iteration=2), Layout(), {}, in_background=True)
-        with pytest.raises(CheckpointError, match="No space left"):
+        with pytest.raises(SavingError, match="No space left"):
             saving.finish()
     assert read_tracker(output) == 1
     assert completeness_problems(iteration_dir(output, 2))

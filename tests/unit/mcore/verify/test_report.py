@@ -4,7 +4,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from mcore.errors import PrecisionError
+from mcore.errors import ConfigError, PrecisionError
 from mcore.verify.page import write_report
 from mcore.verify.report import (
     NumericalResult,
@@ -62,7 +62,7 @@ def structural(num_findings: int = 0, kind: str = "differs", **fields) -> Struct
     return StructuralResult(**(known | {"findings": findings, "seconds": 0.25} | fields))
 
 
-def report(structure: StructuralResult, logits: NumericalResult | None) -> VerifyReport:
+def report(structure: StructuralResult, logits: NumericalResult | None, *not_compared: str) -> VerifyReport:
     return VerifyReport(
         hf="model",
         mcore="checkpoint/release",
@@ -70,7 +70,8 @@ def report(structure: StructuralResult, logits: NumericalResult | None) -> Verif
         versions={"torch": "2.13"},
         structural=structure,
         numerical=logits,
-        passed=structure.passed and logits is not None and logits.passed,
+        not_compared=not_compared,
+        passed=structure.passed and logits is not None and logits.passed and not not_compared,
     )
 
 
@@ -136,6 +137,27 @@ def test_names_that_do_not_fit_leave_no_logits_to_compare(tmp_path):
         failed.raise_if_failed()
     write_report(failed, tmp_path)
     assert "## Logits: not compared" in (tmp_path / "report.md").read_text()
+
+
+def test_a_proof_that_could_not_be_made_is_wrong_input_if_nothing_differs(tmp_path):
+    for logits in (None, numerical(3e-6)):  # of fp32, or of the dtype of the weights only
+        with pytest.raises(ConfigError, match="not compared: found no tokenizer") as caught:
+            report(structural(), logits, "no tokenizer").raise_if_failed()
+        assert len(caught.value.problems) == 1
+        write_report(report(structural(), logits, "no tokenizer"), tmp_path)
+        page = (tmp_path / "report.md").read_text()
+        assert "## Logits: not compared\n\n* no tokenizer\n" in page and ("(T1)" in page) == (logits is not None)
+        assert read_report(tmp_path).not_compared == ("no tokenizer",)
+    for structure, logits in ((structural(2), None), (structural(), numerical(0.5))):
+        with pytest.raises(PrecisionError, match="no tokenizer") as caught:
+            report(structure, logits, "no tokenizer").raise_if_failed()
+        assert len(caught.value.problems) == 1 + max(1, len(structure.findings))
+
+
+def test_bits_on_disk_in_a_few_words():
+    assert structural().summary == "equal"
+    assert structural(num_hf_tensors=0).summary == "NOT equal: there is nothing to compare"
+    assert structural(3).summary == "NOT equal: 3 findings, the first about t0 (differs)"
 
 
 def test_weights_that_megatron_refuses_fail_the_gate():

@@ -1,14 +1,18 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from mcore.bridge.convert import convert
 from mcore.bridge.export import export
+from mcore.child import run_as_child
 from mcore.errors import CheckpointError, ConfigError, PrecisionError, SourceError, error_from_json
+from mcore.verify.__main__ import app
 from mcore.verify.mutants.tiny_models import write_tiny_model
 from mcore.verify.report import read_report
 from mcore.verify.verify import verify
@@ -168,15 +172,65 @@ def test_a_model_in_bfloat16_is_also_compared_by_its_noise(tmp_path):
     assert verify(hf, tmp_path / "mcore", tmp_path / "off", dtype="float32").noise is None
 
 
+def own_copy(hf, folder):
+    """A copy of a Hugging Face folder that a test may damage."""
+    return Path(shutil.copytree(hf, folder))
+
+
 def test_a_model_that_transformers_loads_and_can_not_run_is_named(qwen3, tmp_path):
-    hf = tmp_path / "hf"
-    hf.mkdir()
-    for path in qwen3.hf.iterdir():
-        (hf / path.name).write_bytes(path.read_bytes())
-    config = json.loads((hf / "config.json").read_text())
-    config["layer_types"] = ["sliding_attention"] * config["num_hidden_layers"]
-    (hf / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match="transformers can't run the model") as caught:
-        verify(hf, qwen3.mcore, tmp_path / "out")
-    assert "Qwen3ForCausalLM" in caught.value.problems[0].subject
-    assert not (tmp_path / "out").exists()
+    hf = own_copy(qwen3.hf, tmp_path / "hf")
+    num_layers = json.loads((hf / "config.json").read_text())["num_hidden_layers"]
+    change_config(hf, layer_types=["sliding_attention"] * num_layers)
+    report = verify(hf, qwen3.mcore, tmp_path / "out")
+    assert report.structural.passed and report.numerical is None and not report.passed
+    with pytest.raises(
+        ConfigError, match=r"compared by their logits(.|\n)*can't run the model.*Qwen3ForCausal"
+    ):
+        report.raise_if_failed()
+
+
+@pytest.fixture
+def command(monkeypatch, capfd):
+    """Run the command as a stage process does; gives its exit status and what it says."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["mcore.verify", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            run_as_child(app)
+        return ended.value.code, capfd.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize("differs", [True, False])
+def test_what_lies_on_disk_is_told_although_the_tokenizer_does_not_load(qwen3, tmp_path, command, differs):
+    hf = own_copy(qwen3.hf, tmp_path / "hf")
+    (hf / "tokenizer.json").write_text("{")
+    if differs:
+        tensors = load_file(hf / "model.safetensors")
+        tensors[DOWN0][3, 4] += 0.5
+        tensors["model.norm.weight"][0] += 0.5
+        save_file(tensors, hf / "model.safetensors", metadata={"format": "pt"})
+    status, said = command("--hf", hf, "--mcore", qwen3.mcore, "--output", tmp_path / "out")
+    assert status == (3 if differs else 2) and "Traceback" not in said
+    assert "logits were not compared: found the tokenizer can't be loaded" in said
+    assert (f"{DOWN0} (differs)" in said) == ("model.norm.weight (differs)" in said) == differs
+    assert names(tmp_path / "out") == FILES
+    report = read_report(tmp_path / "out")
+    assert not report.passed and report.numerical is None and len(report.structural.findings) == 2 * differs
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert page.startswith("# Verification: FAILED")
+    assert f"(T0): {'NOT EQUAL' if differs else 'equal'}" in page
+    assert "## Logits: not compared\n\n* the tokenizer can't be loaded: " in page
+    assert not json.loads((tmp_path / "out" / "metrics.json").read_text())["passed"]
+
+
+def test_folders_that_hold_nothing_are_all_named_with_status_2(tmp_path, command):
+    for name in ("hf", "mcore"):
+        (tmp_path / name).mkdir()
+    status, said = command("--hf", tmp_path / "hf", "--mcore", tmp_path / "mcore", "--output", tmp_path / "out")
+    assert status == 2 and "Traceback" not in said
+    problems = [line for line in said.splitlines() if line.startswith("  - ")]
+    assert len(problems) == 3 and "config.json" in said and "model.safetensors" in said
+    assert "latest_checkpointed_iteration.txt is missing" in said
+    assert names(tmp_path) == ["hf", "mcore"]
