@@ -23,8 +23,6 @@ from mcore.supervise import descendants
 from tests.parallel.launch import REPOSITORY
 from tests.tiny_runs import make_base, recorded, saved_tensors, tiny_run, write_run
 
-pytestmark = pytest.mark.faults
-
 TRAIN_ITERS, SAVE_STEPS = 40, 10
 FIGURES = ("loss", "validation_loss", "grad_norm", "lr", "consumed_samples", "consumed_tokens")
 
@@ -86,7 +84,7 @@ FULL: dict[str, Any] = {}
 LORA = {"tuner_type": "lora", "lora_rank": 4, "lora_dropout": 0.2, "target_modules": ("all-linear", "all-embedding")}
 
 
-@pytest.fixture(scope="module", params=[FULL, LORA], ids=["full", "lora"])
+@pytest.fixture(scope="module", params=[FULL, pytest.param(LORA, marks=pytest.mark.faults)], ids=["full", "lora"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
     make_base(folder / "base", "llama")
@@ -140,6 +138,7 @@ def test_a_run_survives_two_kills_and_a_stop(folder: Path) -> None:
     assert not [path.name for path in output.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.faults
 def test_a_complete_run_is_left_alone(folder: Path) -> None:
     output = folder / "undisturbed"
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
@@ -149,6 +148,7 @@ def test_a_complete_run_is_left_alone(folder: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_by_hand_that_is_asked_to_stop_saves_and_goes_on(folder: Path, number: signal.Signals) -> None:
     output = folder / f"by-hand-{number.name}"
@@ -174,6 +174,7 @@ def test_a_run_by_hand_that_is_asked_to_stop_saves_and_goes_on(folder: Path, num
         assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
 
 
+@pytest.mark.faults
 def test_torchrun_that_is_stopped_before_its_ranks_can_save_says_so(tmp_path: Path) -> None:
     script = tmp_path / "rank.py"
     script.write_text(

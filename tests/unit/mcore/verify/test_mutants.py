@@ -1,6 +1,7 @@
 """The gate is tested by wrong conversions: every one must be stopped, every healthy model must pass.
 
-The command runs once, in a process of its own; each row of what it found is a test.
+A few of them always; all of them, with five seeds of every healthy model, among the long tests: there the command runs
+once, in a process of its own, and each row of what it found is a test.
 """
 
 import subprocess
@@ -12,12 +13,18 @@ import pytest
 from mcore.bridge.families import SUPPORTED, dims_of, family_of
 from mcore.verify.mutants.catalogue import MUTANTS
 from mcore.verify.mutants.mutant import nothing
-from mcore.verify.mutants.run import HEALTHY, Results
+from mcore.verify.mutants.run import HEALTHY, Results, Verdict, run_mutants
 from mcore.verify.mutants.tiny_models import tiny_config
 
 CARD = Path(__file__).parents[4] / "docs" / "benchmarks" / "mutants.md"
 NUM_SEEDS = 5
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
+FEW = list(BY_NAME)[::7]
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory) -> list[Verdict]:
+    return run_mutants([BY_NAME[name] for name in FEW], tmp_path_factory.mktemp("few"))
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +45,23 @@ def test_names_are_used_once():
     assert {mutant.family for mutant in MUTANTS} == set(SUPPORTED.values())
 
 
+def stopped_by_its_logits(verdicts, name):
+    verdict = next(verdict for verdict in verdicts if verdict.name == name)
+    assert not verdict.numerical_passed
+    assert verdict.first_bad_point == BY_NAME[name].where
+    assert verdict.relative_error > 1e-3  # ten times the gate, so none is stopped by luck
+
+
+def test_a_few_of_several_families_are_enough_for_every_day():
+    assert len(FEW) >= 12
+    assert len({BY_NAME[name].family for name in FEW}) >= 8
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_a_mutant_is_stopped(few, name):
+    stopped_by_its_logits(few, name)
+
+
 @pytest.mark.layouts
 def test_every_mutant_ran(results):
     assert [verdict.name for verdict in results.mutants] == list(BY_NAME)
@@ -46,10 +70,7 @@ def test_every_mutant_ran(results):
 @pytest.mark.layouts
 @pytest.mark.parametrize("name", BY_NAME)
 def test_the_mutant_is_stopped_by_its_logits_and_found_where_it_is(results, name):
-    verdict = next(verdict for verdict in results.mutants if verdict.name == name)
-    assert not verdict.numerical_passed
-    assert verdict.first_bad_point == BY_NAME[name].where
-    assert verdict.relative_error > 1e-3  # ten times the gate, so none is stopped by luck
+    stopped_by_its_logits(results.mutants, name)
 
 
 @pytest.mark.layouts
