@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import traceback
 import warnings
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mcore.errors import PipelineError
+from mcore.supervise.processes import PR_SET_PDEATHSIG, PR_SET_PTRACER, PR_SET_PTRACER_ANY, prctl
 
 ERROR_FILE_VARIABLE = "MCORE_FLOWS_ERROR_FILE"
 
@@ -30,7 +32,6 @@ QUIET_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Switches off the telemetry of Prefect, vLLM and the hubs' clients. None of these changes a result."""
-
 
 QUIET_WARNINGS = (
     "Apex is not installed",
@@ -50,6 +51,11 @@ def run_as_child(main: Callable[[], object]) -> None:
     """
     os.environ.update(QUIET_ENVIRONMENT)
     _leave_out_usual_warnings()
+    if ERROR_FILE_VARIABLE in os.environ:
+        # Who watches may look where this stands still, and it does not outlive who started it: torchrun and its
+        # supervisor may both be killed, and a rank that has all its peers would go on for ever.
+        prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY)
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     try:
         status = main()
     except PipelineError as error:

@@ -1,7 +1,7 @@
 """Child processes: started under a supervisor, watched, ended as a whole tree, and their errors typed again.
 
 No output passes through a pipe: it goes to a log file that outlives everybody, and a sample of its lines to the
-caller. See `mcore/supervise.py` for what keeps children from outliving the run.
+caller. See `mcore/supervise` for what keeps children from outliving the run, and from standing still.
 """
 
 from __future__ import annotations
@@ -35,12 +35,18 @@ from mcore.errors import (
     StoppedError,
     error_from_json,
 )
+from mcore.supervise.processes import all_pids, environment_of, send
+from mcore.supervise.record import Record, read_record
 
 POLL_S = 0.2
 GRACE_S = 20.0
 """Seconds between SIGTERM and SIGKILL. Prefect kills a cancelled flow 30 s after it asked; this ends before."""
 LEAVE_S = 25.0
 """Seconds that a cancelled caller waits for the tree to end; what takes longer the supervisor ends without it."""
+RECORD = "process.json"
+"""Name of the supervisor's record (`mcore/supervise/record.py`) beside the log."""
+STACKS = "stacks"
+"""Name of the folder beside the log for the stacks of a command that stood still."""
 SILENCE_S = 600.0
 """Seconds without a line of output after which the caller is told."""
 TAIL_LINES = 100
@@ -60,6 +66,8 @@ def run(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     timeout_s: float | None = None,
+    stall_timeout_s: float | None = None,
+    progress: Sequence[Path] = (),
     grace_s: float = GRACE_S,
     lock: Path | None = None,
     on_line: Callable[[str], None] | None = None,
@@ -77,6 +85,8 @@ def run(
         env: Further environment variables.
         cwd: Its working directory.
         timeout_s: Seconds it may take.
+        stall_timeout_s: Seconds in which nothing of `progress` may change; then its stacks are written beside the log.
+        progress: Files and folders that change while it comes further.
         grace_s: Seconds its processes get to end by themselves when they are asked to.
         lock: File that is locked while any of its processes lives; waited for before the start.
         on_line: Gets a sample of the lines of output, as they come.
@@ -84,7 +94,7 @@ def run(
 
     Raises:
         PipelineError: What the command itself raised, as the same class.
-        InfrastructureError: It was killed, or some of its processes were lost.
+        InfrastructureError: It was killed, stood still, or some of its processes were lost.
         LaunchError: It ended otherwise than well, or took too long.
     """
     log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,37 +102,41 @@ def run(
     words = [os.fspath(word) for word in argv]
     name = _name(words)
     mark = uuid.uuid4().hex
-    options = ["--parent", str(os.getpid()), "--grace-s", str(grace_s)]
-    if lock is not None:
-        options += ["--lock", os.fspath(lock)]
+    record_file = log_path.with_name(RECORD)
+    record_file.unlink(missing_ok=True)
     with log_path.open("a") as log:
         log.write(f"$ {shlex.join(words)}\n")
         log.flush()
         start = log.tell()
         sampler = LineSampler(log_path, start, on_line or (lambda line: None))
-        # -I keeps the folder of supervise.py, which has a select.py too, off the supervisor's module path.
+        options = {
+            "--parent": os.getpid(), "--grace-s": grace_s, "--record": record_file, "--lock": lock,
+            "--timeout-s": timeout_s, "--stall-timeout-s": stall_timeout_s, "--stacks": log_path.with_name(STACKS),
+            "--log": log_path, "--log-offset": start,
+        }  # fmt: skip
+        orders = [f"{name}={value}" for name, value in options.items() if value is not None]
+        orders += [f"--progress={path}" for path in progress]
         process = subprocess.Popen(
-            [sys.executable, "-I", supervise.__file__, *options, "--", *words],
+            [sys.executable, "-I", Path(supervise.__file__).with_name("__main__.py"), *orders, "--", *words],
             env={**os.environ, "PYTHONUNBUFFERED": "1", **QUIET_ENVIRONMENT, **(env or {}),
                  ERROR_FILE_VARIABLE: os.fspath(error_file), _MARK: mark},
             cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     try:
         with _hear_ctrl_c() as heard:
-            in_time = _watch(process, timeout_s, sampler, on_tick, heard)
+            _watch(process, sampler, on_tick, must_stop=heard)
     except KeyboardInterrupt:  # somebody waits and sees what is being saved; if Ctrl-C comes again, nobody
         process.terminate()
-        _watch(process, grace_s + supervise.LEFTOVER_GRACE_S + supervise.KILL_WAIT_S, sampler)
+        _watch(process, sampler, wait_s=grace_s + supervise.LEFTOVER_GRACE_S + supervise.KILL_WAIT_S)
         raise
     except BaseException:
         _end(process, LEAVE_S)
         raise
-    if not in_time:
-        _end(process, grace_s + supervise.LEFTOVER_GRACE_S + supervise.KILL_WAIT_S)
     sampler.read(final=True)
     tail = tail_of(log_path, start)
-    if not in_time:
-        raise LaunchError(f"{name} took longer than {timeout_s:g} s and was ended", log_path=log_path, tail=tail)
+    record = read_record(record_file)
+    if record is not None and record.cause in {"timeout", "stalled"}:
+        raise _limit_error(name, record, timeout_s if record.cause == "timeout" else stall_timeout_s, tail)
     if process.returncode < 0:
         _kill_marked(mark)
     if process.returncode != 0:
@@ -156,29 +170,28 @@ def _hear_ctrl_c() -> Iterator[Callable[[], bool]]:
 
 def _watch(
     process: subprocess.Popen[bytes],
-    timeout_s: float | None,
     sampler: LineSampler,
     on_tick: Callable[[], None] | None = None,
+    *,
+    wait_s: float = float("inf"),
     must_stop: Callable[[], bool] = lambda: False,
-) -> bool:
-    """Wait for the end; False if the time was up first.
+) -> None:
+    """Wait for the end, but no longer than `wait_s`.
 
     Raises:
         KeyboardInterrupt: `must_stop` says so.
     """
-    deadline = time.monotonic() + timeout_s if timeout_s is not None else float("inf")
-    while True:
+    deadline = time.monotonic() + wait_s
+    while time.monotonic() < deadline:
         try:
             process.wait(timeout=POLL_S)
-            return True
+            return
         except subprocess.TimeoutExpired:
             sampler.read()
             if on_tick is not None:
                 on_tick()
         if must_stop():
             raise KeyboardInterrupt
-        if time.monotonic() >= deadline:
-            return False
 
 
 def _end(process: subprocess.Popen[bytes], wait_s: float) -> None:
@@ -187,6 +200,17 @@ def _end(process: subprocess.Popen[bytes], wait_s: float) -> None:
         process.wait(timeout=wait_s)
     except subprocess.TimeoutExpired:
         return  # the supervisor goes on ending its tree, and holds the lock until it has
+
+
+def _limit_error(name: str, record: Record, limit_s: float | None, tail: str) -> PipelineError:
+    """What it means that the supervisor ended the command at a limit."""
+    if record.cause == "timeout":
+        return LaunchError(f"{name} took longer than {limit_s:g} s and was ended", log_path=record.log, tail=tail)
+    stacks = [Problem(record.stacks, fix="Where each of its processes stood.")] if record.stacks else []
+    return InfrastructureError(
+        f"{name} stood still for {limit_s:g} s and was ended", stacks, returncode=record.status,
+        log_path=record.log, tail=tail,
+    )  # fmt: skip
 
 
 def _error(name: str, returncode: int, log_path: Path, tail: str, error_file: Path) -> PipelineError:
@@ -311,14 +335,9 @@ def tail_of(path: Path, offset: int = 0) -> str:
 
 def _kill_marked(mark: str) -> None:
     """End what a supervisor that was killed left behind; its children are nobody's descendants any more."""
-    needle = f"{_MARK}={mark}".encode()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if needle in (entry / "environ").read_bytes().split(b"\0"):
-                    os.kill(int(entry.name), signal.SIGKILL)
-            except OSError:
-                continue  # another user's, or it ended meanwhile
+    for pid in all_pids():
+        if environment_of(pid).get(_MARK.encode()) == mark.encode():
+            send(signal.SIGKILL, [pid])
 
 
 def _name(words: Sequence[str]) -> str:

@@ -33,7 +33,7 @@ from prefect.tasks import exponential_backoff
 from configs.schema.run import RunConfig
 from mcore import launch
 from mcore.artifacts import ArtifactRef, Store
-from mcore.errors import ArtifactError, GateError, InfrastructureError
+from mcore.errors import ArtifactError, GateError, InfrastructureError, LaunchError
 from mcore.folders import remove
 from tasks.graph import StagePlan
 from tasks.versions import versions_of
@@ -43,6 +43,8 @@ P = ParamSpec("P")
 LOG = "stage.log"
 ERROR = "error.json"
 METRICS = "metrics.json"
+RETRY_JITTER = 0.5
+"""Share of the delay that a retry comes later, at most: what failed together shall not come back together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,33 +86,45 @@ class Job:
 
     Attributes:
         run: The run.
+        name: The stage.
         ingredients: What the artifact's key was made of.
         output: The folder to make. A stage that goes on from what an earlier attempt left finds that here.
         stage_dir: Where the log goes.
         lock: Held while any process of the stage lives.
         interpreter: Python of the environment that the stage runs in.
         say: Takes a line for the flow's log.
+        begin_s: When it began (`time.monotonic`), which its time limit is counted from.
     """
 
     run: RunConfig
+    name: str
     ingredients: Mapping[str, Any]
     output: Path
     stage_dir: Path
     lock: Path
     interpreter: str
     say: Callable[[str], None]
+    begin_s: float = field(default_factory=time.monotonic)
 
     def python(self, module: str, *arguments: str | Path | float, **options: Any) -> None:
         """Run `python -m module arguments` to its end; options as in `mcore.launch.run`."""
         self.launch([self.interpreter, "-m", module, *map(str, arguments)], **options)
 
     def launch(self, argv: list[str], **options: Any) -> None:
-        """Run a command to its end; options as in `mcore.launch.run`."""
+        """Run a command to its end; options as in `mcore.launch.run`.
+
+        Raises:
+            PipelineError: As there; a `LaunchError` also if the stage's time was up before.
+        """
+        limit_s = self.run.launch.timeout_of(self.name)
+        left_s = None if limit_s is None else self.begin_s + limit_s - time.monotonic()
+        if left_s is not None and left_s <= 0:
+            raise LaunchError(f"{self.name} took longer than {limit_s:g} s")
         launch.run(
             argv,
             log_path=self.stage_dir / LOG,
             error_file=self.stage_dir / ERROR,
-            timeout_s=self.run.launch.timeout_s,
+            timeout_s=left_s,
             lock=self.lock,
             on_line=self.say,
             **options,
@@ -149,6 +163,7 @@ def _call(run_stage: Task[..., Any], planned: PlannedRun, plan: StagePlan, input
     state: State[ArtifactRef] = run_stage.with_options(  # type: ignore[assignment]
         retries=limits.retries,
         retry_delay_seconds=exponential_backoff(limits.retry_delay_s),
+        retry_jitter_factor=RETRY_JITTER,
         retry_condition_fn=is_worth_a_retry,
     )(planned, inputs, return_state=True)
     artifact = state.result()
@@ -192,6 +207,7 @@ def _reuse_or_make(
         stage_dir.mkdir(parents=True, exist_ok=True)
         job = Job(
             run=planned.run,
+            name=plan.name,
             ingredients=plan.ingredients,
             output=store.partial(plan.kind, plan.key),
             stage_dir=stage_dir,

@@ -9,12 +9,10 @@ import yaml
 
 from mcore.artifacts import ArtifactRef
 from mcore.errors import Problem, StoppedError, TrainingError
+from mcore.metrics import FILE_NAME as METRICS_FILE
 from mcore.select import read_tracker
 from tasks.progress import TrainingProgress
 from tasks.stage import Job, stage
-
-SAVE_GRACE_S = 120.0
-"""Seconds to finish a step and save it after a cancel; given by the supervisor, even if the flow is gone by then."""
 
 
 @stage("train")
@@ -22,7 +20,8 @@ def train(job: Job, *, base: ArtifactRef, proof: ArtifactRef) -> None:
     """Tuned checkpoints, metrics and TensorBoard. Goes on from the newest checkpoint that an earlier attempt saved."""
     run_file = job.stage_dir / "run.yaml"
     run_file.write_text(yaml.safe_dump(job.run.model_dump(mode="json"), sort_keys=False))
-    num_ranks, num_cores = job.run.launch.nproc_per_node, len(os.sched_getaffinity(0))
+    limits = job.run.launch
+    num_ranks, num_cores = limits.nproc_per_node, len(os.sched_getaffinity(0))
     progress = TrainingProgress(job)
     launch_until_complete(
         job,
@@ -34,9 +33,12 @@ def train(job: Job, *, base: ArtifactRef, proof: ArtifactRef) -> None:
         ],
         env={
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, num_cores // num_ranks)),
-            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(SAVE_GRACE_S) - 10),
+            # torchrun has to be through with its ranks when its own grace ends.
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(max(1, int(limits.grace_s - min(10, limits.grace_s / 4)))),
         },
-        grace_s=SAVE_GRACE_S,
+        grace_s=limits.grace_s,
+        stall_timeout_s=limits.stall_timeout_s,
+        progress=[job.output / METRICS_FILE, job.output],
         on_tick=progress.tick,
     )  # fmt: skip
     progress.tick(now=True)

@@ -26,6 +26,7 @@ from mcore.errors import (
     Problem,
     StoppedError,
 )
+from mcore.supervise.record import read_record
 
 # Forks a grandchild that leaves the session, ignores SIGTERM and forks again; all three write their process ids.
 STUBBORN_TREE = """
@@ -139,6 +140,54 @@ def test_timeout_ends_the_whole_tree(start, tmp_path):
     assert not isinstance(caught.value, InfrastructureError), "a stage that is too slow is not started again"
     assert time.monotonic() - begin < 1 + 0.5 + supervise.LEFTOVER_GRACE_S + supervise.KILL_WAIT_S
     assert not any(map(alive, pids_in(pids, 3)))
+
+
+def test_what_stands_still_is_ended_with_its_stacks_written(start, tmp_path):
+    """The metrics file grows, then no more: a rank hangs in a child of the command, which hides in its own session."""
+    code = """
+        import os, signal, sys, time
+        if os.fork() == 0:
+            os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        def hangs_for_ever():
+            time.sleep(600)
+        for step in range(4):
+            open(sys.argv[1], "a").write("{}\\n")
+            time.sleep(0.5)
+        open(sys.argv[2], "a").write(f"{os.getpid()}\\n")
+        hangs_for_ever()
+    """
+    metrics, pids = tmp_path / "metrics.jsonl", tmp_path / "pids"
+    begin = time.monotonic()
+    with pytest.raises(InfrastructureError, match=r"stood still for 1\.5 s") as caught:
+        start(python(code, metrics, pids), stall_timeout_s=1.5, progress=[metrics], grace_s=0.5)
+    assert time.monotonic() - begin > 2 + 1.5 - 0.1, "it was ended while it still came further"
+    tree = pids_in(pids, 2)
+    assert not any(map(alive, tree))
+    stacks = tmp_path / launch.STACKS
+    assert str(stacks) in str(caught.value)
+    assert {path.name for path in stacks.iterdir()} == {f"pid-{pid}.txt" for pid in tree}
+    assert all("hangs_for_ever" in path.read_text() for path in stacks.iterdir())
+
+
+def test_the_record_tells_what_is_going_on_and_how_it_ended(start, tmp_path):
+    seen = []
+
+    def on_tick():
+        if record := read_record(tmp_path / launch.RECORD):
+            seen.append(record)
+
+    (tmp_path / "stage.log").write_text("of before\n")
+    start(python("import time; print('now'); time.sleep(1)"), on_tick=on_tick)
+    assert (
+        seen and seen[0].status is None and seen[0].command == tuple(python("import time; print('now'); time.sleep(1)"))
+    )
+    ended = read_record(tmp_path / launch.RECORD)
+    assert (ended.cause, ended.status, ended.is_alive()) == ("exited", 0, False)
+    assert Path(ended.log).read_bytes()[ended.log_offset :] == b"now\n"
+    with pytest.raises(InfrastructureError):
+        start(python("import os; os.kill(os.getpid(), 9)"))
+    assert read_record(tmp_path / launch.RECORD).status == 128 + signal.SIGKILL
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])

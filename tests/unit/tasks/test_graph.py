@@ -7,6 +7,7 @@ from typing import Literal, get_args, get_origin
 import pytest
 
 from configs.schema.evaluate import EvaluateConfig
+from configs.schema.launch import StageName
 from configs.schema.run import RunConfig
 from mcore.artifacts import Store
 from tasks.graph import LOCAL, STAGES, stages
@@ -22,6 +23,8 @@ NOTHING: set[str] = set()
 
 LORA = {"train.tuner_type": "lora"}
 PP2 = {"train.pipeline_model_parallel_size": 2}
+OVERLAP = {"train.overlap_grad_reduce": True, "train.overlap_param_gather": True}
+OFFLOAD = {"train.optimizer_cpu_offload": True, "train.use_precision_aware_optimizer": True}
 BALANCED = {"train.moe_router_load_balancing_type": "aux_loss", "train.moe_aux_loss_coeff": 0.1}
 
 # Field: (new value, stages whose keys change). Values in a mapping set further fields, where one alone is no valid run.
@@ -121,6 +124,10 @@ TABLE = {
         {"train.exp_avg_sq_dtype": "bfloat16", "train.use_precision_aware_optimizer": True},
         FROM_TRAIN,
     ),
+    "train.overlap_grad_reduce": (True, FROM_TRAIN),
+    "train.overlap_param_gather": (OVERLAP, FROM_TRAIN),
+    "train.optimizer_cpu_offload": (OFFLOAD, FROM_TRAIN),
+    "train.optimizer_offload_fraction": ({**OFFLOAD, "train.optimizer_offload_fraction": 0.5}, FROM_TRAIN),
     "train.recompute_granularity": ("selective", FROM_TRAIN),
     "train.recompute_method": (
         {"train.recompute_granularity": "full", "train.recompute_method": "uniform", "train.recompute_num_layers": 1},
@@ -157,6 +164,9 @@ TABLE = {
     "evaluate.python": ("other/bin/python", NOTHING),
     "launch.nproc_per_node": (4, FROM_TRAIN),
     "launch.timeout_s": (60.0, NOTHING),
+    "launch.stage_timeout_s": ({"launch.stage_timeout_s": {"train": 60.0}}, NOTHING),
+    "launch.stall_timeout_s": (60.0, NOTHING),
+    "launch.grace_s": (60.0, NOTHING),
     "launch.retries": (5, NOTHING),
     "launch.retry_delay_s": (1.0, NOTHING),
     "launch.store": ("elsewhere", NOTHING),
@@ -235,6 +245,10 @@ def test_a_field_changes_the_keys_of_the_stages_that_read_it(folder, name):
     value, expected = TABLE[name]
     updates = value if isinstance(value, dict) else {name: value}
     assert changed(keys(run_with({})), keys(run_with(updates))) == expected
+
+
+def test_a_time_limit_can_be_set_for_every_stage():
+    assert set(get_args(StageName)) == {stage.name for stage in STAGES}
 
 
 def test_another_remote_model_changes_everything(folder):

@@ -34,6 +34,7 @@ def train(folder: Path, *iterations: str) -> tuple[int, list[str]]:
     output.mkdir()
     job = Job(
         run=RunConfig.model_validate(RUN),
+        name="train",
         ingredients={},
         output=output,
         stage_dir=folder / "stage",
