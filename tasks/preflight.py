@@ -437,10 +437,7 @@ def _adapter_problems(train: TrainConfig) -> list[Problem]:
     """What keeps a run with adapters from starting, whatever the model is."""
     if train.tuner_type != "lora":
         return []
-    problems = []
-    if train.backend == "transformer_engine":
-        text = "torch, as adapters are not built on Transformer Engine's layers"
-        problems.append(Problem("train.backend", text, train.backend))
+    problems: list[Problem] = []
     if train.adapter_load is not None:
         folder = Path(train.adapter_load)
         problems += [

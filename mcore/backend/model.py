@@ -51,6 +51,7 @@ def build_model(
     recompute_method: Literal["uniform", "block"] | None = None,
     recompute_num_layers: int | None = None,
     gradient_accumulation_fusion: bool = False,
+    norms_apart: bool = False,
     training: Mapping[str, Any] | None = None,
     vp_stage: int | None = None,
 ) -> GPTModel:
@@ -70,6 +71,7 @@ def build_model(
         recompute_num_layers: Layers, with `full`.
         gradient_accumulation_fusion: Whether weight gradients are added to `main_grad`, which a data parallel wrapper
             gives the weights, inside the matrix product; for backend `transformer_engine`.
+        norms_apart: Whether no norm is part of a linear layer (`mcore.backend.engine_norms`).
         training: Further fields of megatron-core's config, which say how the model learns.
         vp_stage: Which of this process's parts of the model, with virtual pipeline stages; each is a model of its own.
 
@@ -91,7 +93,7 @@ def build_model(
     rope = ReferenceRope(hf_config)
     dims = dims_of(hf_config)
     features = family_of_config(hf_config).features(hf_config)
-    layers = layer_spec(config, features, dims, backend, vp_stage=vp_stage)
+    layers = layer_spec(config, features, dims, backend, norms_apart=norms_apart, vp_stage=vp_stage)
     with _output_layer_without_fusion():
         model = (GPTModelWithMtp if dims.num_mtp_layers else GPTModel)(
             config,

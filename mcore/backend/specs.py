@@ -29,6 +29,7 @@ from megatron.core.transformer.transformer_layer import (
 )
 
 from mcore.backend.attention import SDPAttention
+from mcore.backend.engine_norms import with_norms_apart
 from mcore.backend.linear import InputLinear, OutputLinear
 from mcore.backend.mla import CHECKPOINT_KEYS, latent_attention
 from mcore.backend.moe import moe_layer_spec
@@ -72,6 +73,7 @@ def layer_spec(
     dims: ModelDims,
     backend: Backend,
     *,
+    norms_apart: bool = False,
     vp_stage: int | None = None,
 ) -> TransformerBlockSubmodules:
     """What `GPTModel` builds the decoder layers of this pipeline stage from.
@@ -81,6 +83,7 @@ def layer_spec(
         features: What the config has no field for.
         dims: Say which layers have experts.
         backend: Which layers.
+        norms_apart: Whether no norm is part of a linear layer, as adapters want it; of backend `torch` none ever is.
         vp_stage: Which of this process's parts of the layers, with virtual pipeline stages.
 
     Raises:
@@ -93,6 +96,8 @@ def layer_spec(
         dense = get_gpt_layer_with_transformer_engine_spec(
             qk_layernorm=config.qk_layernorm, multi_latent_attention=config.multi_latent_attention
         )
+        if norms_apart:
+            dense = with_norms_apart(dense, TESpecProvider())
         final_norm: Any = TESpecProvider().layer_norm()
     else:
         dense, final_norm = decoder_layer(config, features), norm(features)

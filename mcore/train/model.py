@@ -120,6 +120,7 @@ def build_training(
             recompute_method=config.recompute_method,
             recompute_num_layers=config.recompute_num_layers,
             gradient_accumulation_fusion=backend == "transformer_engine" if fusion is None else fusion,
+            norms_apart=config.tuner_type == "lora",
             training={"calculate_per_token_loss": True, "recompute_modules": list(config.recompute_modules)}
             | (expert_arguments(config) if has_experts else {}),
             vp_stage=None if num_parts is None else part,

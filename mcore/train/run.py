@@ -151,7 +151,7 @@ def _problems(run: RunConfig, layout: Layout, base: Base) -> list[Problem]:
     if config.backend == "auto" and backend != resolve_backend("auto"):
         _say(f"train: backend torch, as Transformer Engine's layers have no {', '.join(engine_lacks(features))}")
     problems += engine_problems(config, backend)
-    problems += adapter_problems(config, base.hf_config, backend)
+    problems += adapter_problems(config, base.hf_config)
     samples = config.micro_batch_size * parallel_state.get_data_parallel_world_size() * config.interleaved_stages
     if config.global_batch_size % samples:
         problems.append(

@@ -12,20 +12,29 @@ import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor
 
 from mcore.bridge.dims import ModelDims
 from mcore.bridge.families import dims_of
 from mcore.errors import ConfigError, Problem
-from mcore.train.tuners.lora import ColumnAdapter, EmbeddingAdapter, RouterAdapter, RowAdapter
+from mcore.train.tuners.layers import Linear, linear_of, weights_of_experts
+from mcore.train.tuners.lora import (
+    ColumnAdapter,
+    EmbeddingAdapter,
+    ExpertsAdapter,
+    LinearAdapter,
+    RouterAdapter,
+    RowAdapter,
+)
 from mcore.train.tuners.options import LoraOptions, read_adapter
 from mcore.train.tuners.pair import Pair, Share, tensor_share
 from mcore.train.tuners.targets import EXPERTS, Target, choose_targets
 from mcore.train.tuners.whole import choose_whole
 from mcore.train.tuners.whole_parameters import WholeParameter, release_whole
 
-LayerAdapter = ColumnAdapter | RowAdapter | RouterAdapter | EmbeddingAdapter
+LayerAdapter = LinearAdapter | RouterAdapter | EmbeddingAdapter
+Weighted = tuple[Tensor, LayerAdapter]
+"""A frozen weight and its adapter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +42,13 @@ class Adapters:
     """All adapters of a model on this rank.
 
     Attributes:
-        adapters: By the layer that they are on.
+        adapters: Each with the frozen weight that it belongs to.
         targets: The modules of the whole model that have one, on whatever rank.
         whole: What of this rank learns whole beside them.
         vocab_size: Rows of the embedding, without padding.
     """
 
-    adapters: tuple[tuple[torch.nn.Module, LayerAdapter], ...]
+    adapters: tuple[Weighted, ...]
     targets: tuple[Target, ...]
     whole: tuple[WholeParameter, ...]
     vocab_size: int
@@ -90,8 +99,7 @@ class Adapters:
         """
         for own in self.whole:
             own.parameter.copy_(own.parameter.to(dtype_of(own.key)))
-        for layer, adapter in self.adapters:
-            weight: Any = layer.weight
+        for weight, adapter in self.adapters:
             dtype = dtype_of(f"{adapter.pairs[0].target.hf_module}.weight")
             weight.copy_((weight.double() + adapter.delta()).to(dtype))
             for pair in adapter.pairs:
@@ -106,7 +114,8 @@ def install_adapters(
     Layers for further tokens (MTP) get none: transformers does not know them.
 
     Args:
-        modules: This rank's parts of the model, of backend `torch`: one, or one a virtual pipeline stage.
+        modules: This rank's parts of the model: one, or one a virtual pipeline stage. No norm is part of a linear layer
+            (`build_model` with `norms_apart`).
         hf_config: Its `config.json`.
         options: What adapters, on which modules, and which modules learn whole.
         seed: The run's.
@@ -117,7 +126,7 @@ def install_adapters(
     targets = choose_targets(options.target_modules, hf_config)
     steps = choose_whole(options.modules_to_save, hf_config, targets)
     dims = dims_of(hf_config)
-    adapters: list[tuple[torch.nn.Module, LayerAdapter]] = []
+    adapters: list[Weighted] = []
     whole: list[WholeParameter] = []
     problems: list[Problem] = []
     for module in modules:
@@ -126,17 +135,12 @@ def install_adapters(
         own = release_whole(module, steps)
         whole += own
         before = len(adapters) + len(problems)
-        for _, group in groupby(targets, key=lambda target: (target.mcore_module, target.expert)):
-            of_layer = list(group)
-            layer = _layer(module, of_layer[0])
-            if layer is None:
-                continue
-            adapter = _adapter(layer, of_layer, dims, options, seed)
-            if isinstance(adapter, Problem):
-                problems.append(adapter)
-                continue
-            layer.add_module("lora", adapter)
-            adapters.append((layer, adapter))
+        for _, group in groupby(targets, key=lambda target: target.mcore_module):
+            for found in _put_on(module, list(group), dims, options, seed):
+                if isinstance(found, Problem):
+                    problems.append(found)
+                else:
+                    adapters.append(found)
         if not own and len(adapters) + len(problems) == before:
             text = "modules on every pipeline stage"
             problems.append(Problem("train.target_modules", text, f"none on one of rank {dist.get_rank()}"))
@@ -148,59 +152,88 @@ def install_adapters(
     return Adapters(tuple(adapters), targets, tuple(whole), dims.vocab)
 
 
-def _layer(module: GPTModel, target: Target) -> Any:
-    """Megatron's layer of a target, if this rank has it."""
+def _put_on(
+    module: GPTModel, targets: Sequence[Target], dims: ModelDims, options: LoraOptions, seed: int
+) -> Iterator[Weighted | Problem]:
+    """Put adapters on megatron's layers of one name: one layer, or one of each expert, or one of all experts."""
+    parent = _parent(module, targets[0])
+    if parent is None:
+        return
+    if targets[0].expert is None:
+        path = targets[0].mcore_module.removeprefix(f"decoder.layers.{targets[0].layer}.")
+        yield _put_on_layer(parent.get_submodule(path), targets, dims, options, seed)
+        return
+    path = f".{targets[0].mcore_module}".partition(EXPERTS)[2]
+    first = parent.ep_group.rank() * parent.num_local_experts
+    by_expert = {number: list(group) for number, group in groupby(targets, key=lambda target: target.expert)}
+    mine = [by_expert.get(first + number, []) for number in range(parent.num_local_experts)]
+    if hasattr(parent, "local_experts"):
+        for number, of_expert in enumerate(mine):
+            if of_expert:
+                layer = parent.local_experts[number].get_submodule(path)
+                yield _put_on_layer(layer, of_expert, dims, options, seed)
+        return
+    layer, adapters = parent.get_submodule(path), []
+    for name, of_expert in zip(weights_of_experts(layer), mine, strict=True):
+        linear = linear_of(layer, inside_expert=True, weight=name)
+        assert linear is not None, "a layer of all experts is a linear one"
+        adapter = _linear_adapter(linear, of_expert, dims, options, seed) if of_expert else None
+        if isinstance(adapter, Problem):
+            yield adapter
+            return
+        adapters.append(adapter)
+        if adapter is not None:
+            yield linear.weight, adapter
+    if any(adapter is not None for adapter in adapters):
+        ExpertsAdapter(layer, adapters)
+
+
+def _parent(module: GPTModel, target: Target) -> Any:
+    """What megatron's layers of a target are in, if this rank has it: the model, a decoder layer, or all experts."""
     if target.layer is None:
-        return module.embedding.word_embeddings if module.pre_process else None
+        return module if module.pre_process else None
     for layer in module.decoder.layers:
         if layer.layer_number - 1 == target.layer:
-            break
-    else:
-        return None
-    path = target.mcore_module.removeprefix(f"decoder.layers.{target.layer}.")
-    if target.expert is None:
-        return layer.get_submodule(path)
-    experts = layer.mlp.experts
-    number = target.expert - experts.ep_group.rank() * experts.num_local_experts
-    if not 0 <= number < experts.num_local_experts:
-        return None
-    return experts.local_experts[number].get_submodule(f".{path}".partition(EXPERTS)[2])
+            return layer if target.expert is None else layer.mlp.experts
+    return None
 
 
-def _adapter(
+def _put_on_layer(
     layer: Any, targets: Sequence[Target], dims: ModelDims, options: LoraOptions, seed: int
-) -> LayerAdapter | Problem:
+) -> Weighted | Problem:
     first = targets[0]
-    is_expert = first.expert is not None
     rows, columns = first.rule.mcore_shape(dims)
-    mine = tensor_share(0, of_expert=is_expert)
-
-    def pair(target: Target, in_size: int, out_size: int, share_a: Share, share_b: Share) -> Pair:
-        return Pair(
-            target,
-            rank=options.lora_rank,
-            in_size=in_size,
-            out_size=out_size,
-            share_a=share_a,
-            share_b=share_b,
-            like=layer.weight,
-            seed=seed,
-        )
-
-    common = {"scale": options.scale, "dropout": options.lora_dropout}
-    whole_a, whole_b = Share(1), Share(0)
+    common = _common(options)
     if first.kind == "embedding":
-        by_columns = Share(1, mine.rank, mine.size)
+        mine = tensor_share(1, of_expert=False)
         padded = layer.weight.shape[0] * mine.size
-        return EmbeddingAdapter(layer, [pair(first, padded, columns, by_columns, whole_b)], **common)
+        pair = _pair(first, layer.weight, (padded, columns), (mine, Share(0)), options, seed)
+        return layer.weight, EmbeddingAdapter(layer, [pair], **common)
     if first.kind == "router":
-        return RouterAdapter(layer, [pair(first, columns, rows, whole_a, whole_b)], **common)
-    if isinstance(layer, RowParallelLinear):
-        by_columns = Share(1, mine.rank, mine.size)
-        return RowAdapter(layer, [pair(first, columns, rows, by_columns, whole_b)], **common)
-    if not isinstance(layer, ColumnParallelLinear):
+        pair = _pair(first, layer.weight, (columns, rows), (Share(1), Share(0)), options, seed)
+        return layer.weight, RouterAdapter(layer, [pair], **common)
+    linear = linear_of(layer, inside_expert=first.expert is not None)
+    if linear is None:
         name = f"train.target_modules: {first.mcore_module}"
-        return Problem(name, "a linear layer of backend torch", type(layer).__name__, "Set train.backend: torch.")
+        text = "a linear layer that tensor parallel ranks divide"
+        return Problem(name, text, type(layer).__name__, "Set train.backend: torch.")
+    adapter = _linear_adapter(linear, targets, dims, options, seed)
+    if isinstance(adapter, Problem):
+        return adapter
+    adapter.put_on(layer)
+    return linear.weight, adapter
+
+
+def _linear_adapter(
+    linear: Linear, targets: Sequence[Target], dims: ModelDims, options: LoraOptions, seed: int
+) -> LinearAdapter | Problem:
+    first = targets[0]
+    rows, columns = first.rule.mcore_shape(dims)
+    mine = tensor_share(0, of_expert=linear.inside_expert)
+    if linear.division == "row":
+        shares = (Share(1, mine.rank, mine.size), Share(0))
+        pair = _pair(first, linear.weight, (columns, rows), shares, options, seed)
+        return RowAdapter(linear, [pair], **_common(options))
     hf_shapes = first.rule.hf_shapes(dims)
     pairs, places = [], []
     for target in targets:
@@ -209,9 +242,29 @@ def _adapter(
         if own is None or len(own) * mine.size != num_rows:
             name = f"train.target_modules: {target.hf_module}"
             return Problem(name, "rows that lie together on every tensor parallel rank", "rows that don't")
-        pairs.append(pair(target, columns, num_rows, whole_a, mine))
+        pairs.append(_pair(target, linear.weight, (columns, num_rows), (Share(1), mine), options, seed))
         places.append(own)
-    return ColumnAdapter(layer, pairs, places, **common)
+    return ColumnAdapter(linear, pairs, places, **_common(options))
+
+
+def _pair(
+    target: Target, like: Tensor, sizes: tuple[int, int], shares: tuple[Share, Share], options: LoraOptions, seed: int
+) -> Pair:
+    """The matrices of a module with so many inputs and outputs, A and B divided as `shares` say."""
+    return Pair(
+        target,
+        rank=options.lora_rank,
+        in_size=sizes[0],
+        out_size=sizes[1],
+        share_a=shares[0],
+        share_b=shares[1],
+        like=like,
+        seed=seed,
+    )
+
+
+def _common(options: LoraOptions) -> dict[str, float]:
+    return {"scale": options.scale, "dropout": options.lora_dropout}
 
 
 def _own_rows(target: Target, num_rows: int, dims: ModelDims, share: Share) -> Tensor | None:

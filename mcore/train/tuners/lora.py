@@ -9,7 +9,7 @@ divided like the weight, so that no rank sends more than the narrow activations 
     experts           Ranks that share an expert already see the same tokens, and the dispatcher sums what they put out:
                       nothing is sent, but the gradient of the whole matrix is summed.
 
-Legend: S sequence, B batch, H hidden, O output, R sum of the ranks of a layer's pairs, r rank of one
+Legend: S sequence, B batch, T tokens, H hidden, O output, R sum of the ranks of a layer's pairs, r rank of one
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from megatron.core.tensor_parallel.random import get_expert_parallel_rng_tracker
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
+from mcore.train.tuners.layers import Linear
 from mcore.train.tuners.pair import Pair
 
 
@@ -39,17 +40,17 @@ class Adapter(torch.nn.Module):
     """What a layer's pairs have in common. It is a child of the layer, under the name `lora`.
 
     Args:
-        layer: The frozen layer.
+        group: The ranks that divide the frozen layer.
         pairs: One for each Hugging Face module with an adapter.
         scale: Factor on `B @ A`.
         dropout: Probability that a number of the input is left out, by each pair for itself.
     """
 
-    def __init__(self, layer: torch.nn.Module, pairs: Sequence[Pair], *, scale: float, dropout: float) -> None:
+    def __init__(self, group: Any, pairs: Sequence[Pair], *, scale: float, dropout: float) -> None:
         super().__init__()
         self.pairs: Any = torch.nn.ModuleList(pairs)
         self.scale, self.dropout = scale, dropout
-        self.group: Any = getattr(layer, "tp_group", None)
+        self.group = group
 
     def down(self, inputs: Tensor, randomness: AbstractContextManager[Any], *, sum_gradient: bool = False) -> Tensor:
         """Scaled products `[…, R]` of the input `[…, H]` with every A.
@@ -69,26 +70,54 @@ class Adapter(torch.nn.Module):
         return torch.cat(parts, dim=-1) * self.scale
 
 
-class ColumnAdapter(Adapter):
+class LinearAdapter(Adapter):
+    """On a linear layer, or on one expert of a layer that multiplies several at once.
+
+    Args:
+        linear: The frozen layer.
+        pairs: As of `Adapter`.
+        options: As of `Adapter`.
+    """
+
+    def __init__(self, linear: Linear, pairs: Sequence[Pair], **options: Any) -> None:
+        super().__init__(linear.group, pairs, **options)
+        self.inside_expert, self.by_sequence = linear.inside_expert, linear.by_sequence
+        self.is_divided = linear.is_divided
+
+    def put_on(self, layer: torch.nn.Module) -> None:
+        """Have the frozen layer put out what the adapter adds, too."""
+        layer.add_module("lora", self)
+        layer.register_forward_hook(self._add, prepend=True)
+
+    def added(self, inputs: Tensor) -> Tensor:
+        """What the adapter adds to the output `[…, O]` for an input `[…, H]`, in this rank's part of both."""
+        raise NotImplementedError
+
+    def delta(self) -> Tensor:
+        """What the adapter adds to this rank's part of the weight, `[O, H]` in fp64."""
+        raise NotImplementedError
+
+    def _add(self, layer: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+        return output[0] + self.added(inputs[0]), output[1]
+
+
+class ColumnAdapter(LinearAdapter):
     """On a layer whose output is divided over the ranks.
 
     Args:
-        layer: The frozen layer.
+        linear: The frozen layer.
         pairs: As of `Adapter`.
         rows: Rows of the layer's weight on this rank that each pair's B belongs to, in B's order.
         options: As of `Adapter`.
     """
 
-    def __init__(self, layer: Any, pairs: Sequence[Pair], rows: Sequence[Tensor], **options: Any) -> None:
-        super().__init__(layer, pairs, **options)
-        self.num_rows = layer.weight.shape[0]
-        self.rows = [numbers.to(layer.weight.device) for numbers in rows]
-        self.inside_expert, self.by_sequence = layer.is_expert, layer.sequence_parallel
-        self.is_divided = layer.tp_group.size() > 1
+    def __init__(self, linear: Linear, pairs: Sequence[Pair], rows: Sequence[Tensor], **options: Any) -> None:
+        super().__init__(linear, pairs, **options)
+        self.num_rows = linear.weight.shape[0]
+        self.rows = [numbers.to(linear.weight.device) for numbers in rows]
         if self.by_sequence and not self.inside_expert:
             for pair in pairs:
                 pair.lora_A.sequence_parallel = True  # type: ignore[attr-defined]
-        layer.register_forward_hook(self._add, prepend=True)
 
     def up_matrix(self) -> Tensor:
         """Every B where its rows and its part of `R` are, `[O, R]`; zeros elsewhere."""
@@ -98,15 +127,16 @@ class ColumnAdapter(Adapter):
             whole[rows, number * rank : (number + 1) * rank] = pair.lora_B
         return whole
 
-    def _add(self, layer: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+    def added(self, inputs: Tensor) -> Tensor:
+        """As of `LinearAdapter`."""
         sums_itself = self.inside_expert and self.is_divided
-        narrow = self.down(inputs[0], self._randomness(), sum_gradient=sums_itself)
+        narrow = self.down(inputs, self._randomness(), sum_gradient=sums_itself)
         if self.is_divided and not self.inside_expert:
             if self.by_sequence:
                 narrow = gather_from_sequence_parallel_region(narrow, group=self.group)
             else:
                 narrow = copy_to_tensor_model_parallel_region(narrow, group=self.group)
-        return output[0] + F.linear(narrow, self.up_matrix()), output[1]
+        return F.linear(narrow, self.up_matrix())
 
     def _randomness(self) -> AbstractContextManager[Any]:
         """Ranks with different tokens draw differently, ranks with the same alike."""
@@ -114,26 +144,24 @@ class ColumnAdapter(Adapter):
         return _fork() if by_rank else nullcontext()
 
     def delta(self) -> Tensor:
-        """What the adapters add to this rank's part of the weight, `[O, H]` in fp64."""
+        """As of `LinearAdapter`."""
         matrices = torch.cat([pair.lora_A for pair in self.pairs])
         return self.scale * (self.up_matrix().double() @ matrices.double())
 
 
-class RowAdapter(Adapter):
+class RowAdapter(LinearAdapter):
     """On a layer whose input is divided over the ranks. It has one pair."""
 
-    def __init__(self, layer: Any, pairs: Sequence[Pair], **options: Any) -> None:
-        super().__init__(layer, pairs, **options)
+    def __init__(self, linear: Linear, pairs: Sequence[Pair], **options: Any) -> None:
+        super().__init__(linear, pairs, **options)
         assert len(pairs) == 1, "the table has no row parallel layer with several modules"
         self.pair = pairs[0]
-        self.inside_expert, self.by_sequence = layer.is_expert, layer.sequence_parallel
-        self.is_divided = layer.tp_group.size() > 1
         if self.by_sequence and not self.inside_expert:
             self.pair.lora_B.sequence_parallel = True  # type: ignore[attr-defined]
-        layer.register_forward_hook(self._add, prepend=True)
 
-    def _add(self, layer: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
-        narrow = self.down(inputs[0], self._randomness())
+    def added(self, inputs: Tensor) -> Tensor:
+        """As of `LinearAdapter`."""
+        narrow = self.down(inputs, self._randomness())
         matrix: Tensor = self.pair.lora_B
         if self.is_divided and self.inside_expert:
             matrix = copy_to_tensor_model_parallel_region(matrix, group=self.group)
@@ -141,7 +169,7 @@ class RowAdapter(Adapter):
             narrow = reduce_scatter_to_sequence_parallel_region(narrow, group=self.group)
         elif self.is_divided:
             narrow = reduce_from_tensor_model_parallel_region(narrow, group=self.group)
-        return output[0] + F.linear(narrow, matrix), output[1]
+        return F.linear(narrow, matrix)
 
     def _randomness(self) -> AbstractContextManager[Any]:
         """Every rank has columns of its own."""
@@ -150,15 +178,41 @@ class RowAdapter(Adapter):
         return _fork(get_expert_parallel_rng_tracker_name()) if self.inside_expert else _fork()
 
     def delta(self) -> Tensor:
-        """What the adapter adds to this rank's part of the weight, in fp64."""
+        """As of `LinearAdapter`."""
         return self.scale * (self.pair.lora_B.double() @ self.pair.lora_A.double())
+
+
+class ExpertsAdapter(torch.nn.Module):
+    """On a layer that multiplies all experts of this rank at once: each expert's adapter adds to its own tokens.
+
+    Args:
+        layer: The frozen layer. It is called with tokens `[T, H]`, in the order of the experts, and how many of them
+            each expert has.
+        adapters: Of each expert; None for one without.
+    """
+
+    def __init__(self, layer: torch.nn.Module, adapters: Sequence[LinearAdapter | None]) -> None:
+        super().__init__()
+        self.adapters = list(adapters)
+        self.own = torch.nn.ModuleList(adapter for adapter in adapters if adapter is not None)
+        layer.add_module("lora", self)
+        layer.register_forward_hook(self._add, prepend=True)
+
+    def _add(self, layer: Any, inputs: tuple[Tensor, Sequence[int]], output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+        tokens_TH, counts = inputs
+        assert len(counts) == len(self.adapters), "there is not a number of tokens for each expert"
+        parts = [
+            tokens.new_zeros(len(tokens), output[0].shape[-1]) if adapter is None else adapter.added(tokens)
+            for tokens, adapter in zip(torch.split(tokens_TH, list(counts)), self.adapters, strict=True)
+        ]
+        return output[0] + torch.cat(parts), output[1]
 
 
 class RouterAdapter(Adapter):
     """On the matrix that gives experts their logits. In fp32, and without dropout, as the router itself."""
 
     def __init__(self, layer: TopKRouter, pairs: Sequence[Pair], **options: Any) -> None:
-        super().__init__(layer, pairs, **options)
+        super().__init__(None, pairs, **options)
         self.pair = pairs[0]
         for parameter in (self.pair.lora_A, self.pair.lora_B):
             parameter.sequence_parallel = layer.config.sequence_parallel  # type: ignore[attr-defined]
@@ -170,6 +224,7 @@ class RouterAdapter(Adapter):
             return logits + F.linear(narrow, self.pair.lora_B.float()).to(logits.dtype)
 
         layer.gating = gating
+        layer.add_module("lora", self)
 
     def delta(self) -> Tensor:
         """What the adapter adds to the weight, in fp64."""
@@ -183,12 +238,13 @@ class EmbeddingAdapter(Adapter):
     """
 
     def __init__(self, layer: VocabParallelEmbedding, pairs: Sequence[Pair], **options: Any) -> None:
-        super().__init__(layer, pairs, **options)
+        super().__init__(layer.tp_group, pairs, **options)
         self.pair = pairs[0]
         self.first, self.end = layer.vocab_start_index, layer.vocab_end_index
         self.scatters = layer.reduce_scatter_embeddings
         if self.scatters:
             self.pair.lora_B.sequence_parallel = True  # type: ignore[attr-defined]
+        layer.add_module("lora", self)
         layer.register_forward_hook(self._add, prepend=True)
 
     def _add(self, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -97,14 +97,11 @@ def read_adapter(
     return weights
 
 
-def adapter_problems(fields: LoraFields, hf_config: Mapping[str, Any], backend: str) -> list[Problem]:
+def adapter_problems(fields: LoraFields, hf_config: Mapping[str, Any]) -> list[Problem]:
     """Everything that keeps a model from being trained with the adapters that a run asks for."""
     if fields.tuner_type == "full":
         return []
-    problems = []
-    if backend != "torch":
-        text = "torch, as adapters are not built on Transformer Engine's layers"
-        problems.append(Problem("train.backend", text, backend, "Set train.backend: torch."))
+    problems: list[Problem] = []
     try:
         targets = choose_targets(fields.target_modules, hf_config)
         choose_whole(fields.modules_to_save, hf_config, targets)

@@ -110,7 +110,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "adapters on Transformer Engine": (
         {"train.tuner_type": "lora", "train.backend": "transformer_engine"},
-        ["train.backend: expected torch, as adapters", "expected Transformer Engine to be installed"],
+        ["train.backend: transformer_engine: expected Transformer Engine to be installed"],
     ),
     "TP over the KV heads": (
         {"train.tensor_model_parallel_size": 4, "launch.nproc_per_node": 4},
