@@ -101,13 +101,20 @@ class _Pages(ctypes.Structure):
     )
 
 
-def is_cached(file: int, offset: int, size: int) -> bool:
-    """Whether all pages of a range are in the page cache, as far as the kernel can tell (Linux 6.5 or newer).
+def pages_of(file: int, offset: int, size: int) -> _Pages | None:
+    """How many pages of a range are in the page cache, and how many of these are still to be written to the disk.
 
     Not by `RWF_NOWAIT`: a read that may not wait fetches the pages all the same.
+
+    Returns:
+        None if the kernel can't tell (before Linux 6.5).
     """
     pages = _Pages()
     wanted = _Range(offset, size)
-    if _libc.syscall(_CACHESTAT, file, ctypes.byref(wanted), ctypes.byref(pages), 0) != 0:
-        return False
-    return bool(pages.cached * mmap.PAGESIZE >= size)
+    return None if _libc.syscall(_CACHESTAT, file, ctypes.byref(wanted), ctypes.byref(pages), 0) else pages
+
+
+def is_cached(file: int, offset: int, size: int) -> bool:
+    """Whether all pages of a range are in the page cache, as far as the kernel can tell."""
+    pages = pages_of(file, offset, size)
+    return pages is not None and pages.cached * mmap.PAGESIZE >= size

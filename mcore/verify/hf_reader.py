@@ -20,6 +20,8 @@ BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integer dtype by item size: to compare bits, so that -0.0 and 0.0 differ."""
 MAX_MAPPED_BYTES = 256 * 2**20
 """Bytes of Hugging Face files that are read before the maps are let go."""
+ROWS_COMPARED = 4096
+"""Rows of a tied model's two copies that are compared at a time."""
 DEQUANTISED_AT_A_TIME = 2**22
 """Numbers: transformers takes many times the memory of what it makes."""
 
@@ -53,8 +55,8 @@ class HfReader:
         a, b = self.stored[one], self.stored[other]
         if (a.shape, a.dtype) != (b.shape, b.dtype):
             return False
-        for row in range(0, a.shape[0], 4096):
-            rows = [self._slices(stored)[row : row + 4096] for stored in (a, b)]
+        for row in range(0, a.shape[0], ROWS_COMPARED):
+            rows = [self._slices(stored)[row : row + ROWS_COMPARED] for stored in (a, b)]
             self._num_mapped_bytes += sum(tensor.nbytes for tensor in rows)
             if not torch.equal(*map(bits, rows)):
                 return False

@@ -326,6 +326,20 @@ def test_a_large_model_gives_the_same_bytes(tmp_path, name, num_workers, request
     assert files_of(tmp_path / "small_back") == files_of(tmp_path / "large_back")
 
 
+def test_what_is_wrong_with_a_large_model_and_its_weights_comes_at_once(tmp_path, request):
+    config = write_hf_folder(tmp_path / "hf", "llama")
+    (tmp_path / "hf" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 100}))
+    said = []
+    for is_large in (False, True):
+        if is_large:
+            request.getfixturevalue("all_models_are_large")
+        with pytest.raises(InputError) as caught:
+            convert(tmp_path / "hf", tmp_path / "mcore")
+        said.append(set(caught.value.problems))
+    assert said[0] == said[1]
+    assert {"config.json: num_hidden_layers", "hf model.layers.99.mlp.up_proj.weight"} <= {p.subject for p in said[0]}
+
+
 def test_what_megatron_says_late_of_a_large_model_is_said_all_the_same(tmp_path, request):
     config = write_hf_folder(tmp_path / "hf", "llama")
     family = family_of_config(config)

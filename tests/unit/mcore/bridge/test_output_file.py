@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mcore.bridge import output_file as module
+from mcore.bridge.direct_reader import pages_of
 from mcore.bridge.output_file import DIRECT_FROM_BYTES, DIRECT_RUN_BYTES, STAGE_BYTES, OutputFile, Stage, stage_for
 from mcore.errors import ConversionError
 
@@ -91,6 +92,17 @@ def cached_bytes(path: Path) -> int:
         address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
         assert ctypes.CDLL(None).mincore(ctypes.c_void_p(address), ctypes.c_size_t(length), states) == 0
         return sum(state & 1 for state in states) * mmap.PAGESIZE
+
+
+@pytest.mark.parametrize("stage", [None, Stage()], ids=["through the page cache", "around it"])
+def test_a_file_that_is_closed_is_on_the_disk(tmp_path, stage):
+    """No page of it is left to be written, by the kernel's own count."""
+    file = OutputFile(tmp_path / "out", stage)
+    file.write(b"x" * (3 * STAGE_BYTES + 5), 0)
+    file.close()
+    with (tmp_path / "out").open("rb") as closed:
+        found = pages_of(closed.fileno(), 0, 4 * STAGE_BYTES)
+    assert found is not None and (found.dirty, found.writeback) == (0, 0)
 
 
 def test_memory_file_systems_work():

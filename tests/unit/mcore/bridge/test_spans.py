@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
 import threading
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mcore.bridge import open_files
-from mcore.bridge.direct_reader import WINDOW_BYTES, is_cached
+from mcore.bridge.direct_reader import WINDOW_BYTES, is_cached, pages_of
+from mcore.bridge.open_files import OpenFiles
 from mcore.bridge.output_file import DIRECT_FROM_BYTES
 from mcore.bridge.spans import BLOCK_BYTES, Span, SpanReader
 from mcore.errors import ConversionError
@@ -59,6 +61,21 @@ def test_few_files_are_open_at_a_time(files, monkeypatch):
     assert num_open() == before
 
 
+def test_what_was_used_last_stays_open(files, monkeypatch):
+    monkeypatch.setattr(open_files, "MAX_OPEN_FILES", 2)
+    a, b, c = files
+
+    def is_open(path):
+        return any(link.resolve() == path for link in Path("/proc/self/fd").iterdir())
+
+    with OpenFiles() as opened:
+        first = opened.get(a)
+        opened.get(b)
+        assert opened.get(a) == first  # so b is the one that was not used for longer
+        opened.get(c)
+        assert (is_open(a), is_open(b), is_open(c)) == (True, False, True)
+
+
 @pytest.mark.parametrize("total_bytes", [0, DIRECT_FROM_BYTES])
 def test_a_file_that_ends_too_early_is_an_error(files, total_bytes):
     with pytest.raises(ConversionError, match="became shorter"):
@@ -102,6 +119,35 @@ def test_the_page_cache_stays_as_it_was(tmp_path):
     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
     read([Span(path, 0, 3 * WINDOW_BYTES)], DIRECT_FROM_BYTES)
     assert not is_cached(file, WINDOW_BYTES, 4096)
+    os.close(file)
+
+
+@pytest.mark.parametrize("first", [1, 4095])
+def test_what_begins_and_ends_within_a_page_goes_around_the_page_cache_too(tmp_path, first):
+    path = tmp_path / "long"
+    content = os.urandom(2 * WINDOW_BYTES)
+    path.write_bytes(content)
+    file = os.open(path, os.O_RDONLY)
+    os.fsync(file)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    assert (
+        b"".join(read([Span(path, first, WINDOW_BYTES + 9)], DIRECT_FROM_BYTES)) == content[first:][: WINDOW_BYTES + 9]
+    )
+    assert pages_of(file, 0, len(content)).cached == 0
+    os.close(file)
+
+
+def test_what_lies_in_the_page_cache_brings_nothing_more_into_it(tmp_path):
+    path = tmp_path / "long"
+    content = os.urandom(4 * WINDOW_BYTES)
+    path.write_bytes(content)
+    file = os.open(path, os.O_RDONLY)
+    os.fsync(file)
+    os.posix_fadvise(file, WINDOW_BYTES, 0, os.POSIX_FADV_DONTNEED)
+    cached = pages_of(file, 0, 4 * WINDOW_BYTES).cached
+    assert is_cached(file, 0, WINDOW_BYTES) and cached * mmap.PAGESIZE < 2 * WINDOW_BYTES
+    assert b"".join(read([Span(path, 0, 4 * WINDOW_BYTES)], DIRECT_FROM_BYTES)) == content
+    assert pages_of(file, 0, 4 * WINDOW_BYTES).cached == cached
     os.close(file)
 
 

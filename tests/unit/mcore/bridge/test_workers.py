@@ -47,12 +47,23 @@ def told():
 @pytest.mark.parametrize("num_tasks", [1, 3])
 def test_results_come_in_order_and_progress_is_told(num_tasks):
     before = torch.get_num_threads()
+    torch.set_num_threads(3)
     counts, advance = told()
     results = do_all([partial(work, number) for number in range(num_tasks)], advance)
     assert [result for result, _ in results] == list(range(num_tasks)) and sorted(counts) == list(range(num_tasks))
     processes = {pid for _, pid in results}
     assert processes == {os.getpid()} if num_tasks == 1 else len(processes - {os.getpid()}) == num_tasks
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(before)
+
+
+def interrupted(result, advance):
+    signal.raise_signal(signal.SIGINT)
+    return result
+
+
+def test_ctrl_c_is_for_the_parent_to_act_on():
+    assert do_all([partial(interrupted, 1), partial(interrupted, 2)], lambda: None) == [1, 2]
 
 
 def wait_for_ever(advance):
@@ -65,9 +76,9 @@ def fail(advance, error):
     raise error
 
 
-def die(advance):
+def die(advance, number=signal.SIGKILL):
     time.sleep(0.3)
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), number)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +86,8 @@ def die(advance):
     [
         (partial(fail, error=SourceError("no", [Problem("weights")])), SourceError, r"^no\n  - weights$"),
         (partial(fail, error=ValueError("odd")), ConversionError, "ValueError: odd"),
-        (die, ConversionError, r"worker 1: expected its result, found SIGKILL"),
+        (die, ConversionError, r"worker 1: expected its result, found SIGKILL\. If it was killed for memory"),
+        (partial(die, number=signal.SIGTERM), ConversionError, r"worker 1: expected its result, found SIGTERM$"),
     ],
 )
 def test_when_one_fails_the_others_are_stopped(task, expected, message):

@@ -343,6 +343,16 @@ class TestWeights:
         change_config(hf, tie_word_embeddings=True)
         one(refused(hf), "hf lm_head.weight: expected the same bytes as model.embed_tokens.weight")
 
+    def test_a_tied_copy_that_differs_in_its_last_number(self, hf, refused, monkeypatch):
+        def change(tensors):
+            tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+            tensors["lm_head.weight"][-1, -1] += 1
+
+        monkeypatch.setattr("mcore.bridge.check.ROWS_COMPARED", 100)
+        change_weights(hf, change)
+        change_config(hf, tie_word_embeddings=True)
+        one(refused(hf), "hf lm_head.weight: expected the same bytes as model.embed_tokens.weight")
+
     def test_an_untied_flag_that_lies(self, hf, refused):
         change_weights(hf, lambda tensors: tensors.pop("lm_head.weight"))
         one(refused(hf), "hf lm_head.weight: expected a tensor [250, 64], found none", "or config.json is wrong")

@@ -269,7 +269,7 @@ def test_the_tokenizer_of_a_folder(tmp_path, kind):
     assert encode_rows([row], loaded, "sft") == encode_rows([row], small_tokenizer(kind), "sft")
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"model": 1}'])
+@pytest.mark.parametrize("content", [None, "{", '{"model": 1}', '{"model": {"type": "BPE", "vocab": {"a": 0}}}'])
 def test_a_folder_without_a_tokenizer(tmp_path, content):
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)

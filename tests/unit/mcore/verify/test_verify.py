@@ -6,16 +6,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from mcore.bridge.convert import convert
 from mcore.bridge.export import export
+from mcore.bridge.hf_headers import read_headers
 from mcore.child import run_as_child
 from mcore.errors import CheckpointError, ConfigError, PrecisionError, SourceError, error_from_json
 from mcore.verify.__main__ import app
 from mcore.verify.mutants.tiny_models import write_tiny_model
 from mcore.verify.report import read_report
-from mcore.verify.verify import verify
+from mcore.verify.verify import _noise_dtype, verify
 
 DOWN0 = "model.layers.0.mlp.down_proj.weight"
 FILES = ["metrics.json", "report.json", "report.md"]
@@ -170,11 +172,37 @@ def test_a_model_in_bfloat16_is_also_compared_by_its_noise(tmp_path):
     with pytest.raises(PrecisionError, match=r"logits in bfloat16.*ratio .*gate 0\.5"):
         noisier.raise_if_failed()
     assert verify(hf, tmp_path / "mcore", tmp_path / "off", dtype="float32").noise is None
+    change_config(tmp_path / "mcore" / "hf", rms_norm_eps=1e-2)
+    wrong = verify(hf, tmp_path / "mcore", tmp_path / "wrong")
+    assert not wrong.numerical.passed and wrong.noise is None
 
 
 def own_copy(hf, folder):
     """A copy of a Hugging Face folder that a test may damage."""
     return Path(shutil.copytree(hf, folder))
+
+
+def test_prompts_are_no_longer_than_the_model_takes(qwen3, tmp_path):
+    hf = own_copy(qwen3.hf, tmp_path / "hf")
+    change_config(hf, max_position_embeddings=24)
+    report = verify(hf, qwen3.mcore, tmp_path / "out", num_prompts=2, max_prompt_tokens=40)
+    assert report.passed and [prompt.num_tokens for prompt in report.numerical.prompts] == [24, 24]
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "expected"),
+    [
+        ("float16", "auto", "float16"),
+        ("bfloat16", "auto", "bfloat16"),
+        ("float32", "auto", "float32"),
+        ("float8_e4m3fn", "auto", "bfloat16"),
+        ("float32", "float16", "float16"),
+    ],
+)
+def test_noise_is_compared_in_the_dtype_of_most_of_the_bytes(tmp_path, stored, asked, expected):
+    weights = {"most": torch.zeros(64, 64).to(getattr(torch, stored)), "few": torch.zeros(8)}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert _noise_dtype(read_headers(tmp_path), asked) == expected
 
 
 def test_a_model_that_transformers_loads_and_can_not_run_is_named(qwen3, tmp_path):
@@ -183,9 +211,7 @@ def test_a_model_that_transformers_loads_and_can_not_run_is_named(qwen3, tmp_pat
     change_config(hf, layer_types=["sliding_attention"] * num_layers)
     report = verify(hf, qwen3.mcore, tmp_path / "out")
     assert report.structural.passed and report.numerical is None and not report.passed
-    with pytest.raises(
-        ConfigError, match=r"compared by their logits(.|\n)*can't run the model.*Qwen3ForCausal"
-    ):
+    with pytest.raises(ConfigError, match=r"compared by their logits(.|\n)*can't run the model.*Qwen3ForCausal"):
         report.raise_if_failed()
 
 
