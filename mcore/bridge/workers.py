@@ -119,7 +119,7 @@ class Meanwhile(Generic[Result]):
 
     def look(self) -> None:
         """Raise what it raised, if it has by now."""
-        if not self._result and self._receiver.poll():
+        if self._receiver.poll():
             self.result()
 
     def result(self) -> Result:

@@ -78,6 +78,15 @@ def test_what_is_not_finite_fails_although_it_is_equal_on_both_sides(qwen3, tmp_
     assert kinds(result) == [("decoder.layers.mlp.linear_fc2.weight[1]", "not finite"), (DOWN1, "not finite")]
 
 
+def test_a_difference_that_is_no_number_is_said_to_be_none(qwen3, tmp_path):
+    def change(tensors):
+        tensors[DOWN1][2, 3] = math.nan
+        tensors[DOWN1][4, 3] += 1
+
+    findings = qwen3.compare_on_disk(hf=qwen3.changed_hf(tmp_path / "hf", change)).findings
+    assert [finding.kind for finding in findings] == ["not finite", "differs"] and "by up to nan" in findings[1].detail
+
+
 def test_nan_in_padding_rows_fails(qwen3, tmp_path):
     def change(tensors):
         tensors[EMBEDDING][600, 0] = math.nan
