@@ -11,6 +11,7 @@ from configs.schema.learning_rate import LearningRateFields
 from configs.schema.long_runs import LongRunFields
 from configs.schema.lora import LoraFields
 from configs.schema.packing import PackingFields
+from configs.schema.speed import SpeedFields
 
 PIPELINE_FIELDS = (
     "virtual_pipeline_model_parallel_size",
@@ -20,7 +21,7 @@ PIPELINE_FIELDS = (
 """How layers are divided over several pipeline processes."""
 
 
-class TrainConfig(LoraFields, ExpertFields, LearningRateFields, PackingFields, LongRunFields):
+class TrainConfig(LoraFields, ExpertFields, LearningRateFields, PackingFields, LongRunFields, SpeedFields):
     """One training run: method, layout, batch, schedule, precision, checkpoints."""
 
     method: Literal["pt", "sft"] = "sft"
@@ -125,6 +126,11 @@ class TrainConfig(LoraFields, ExpertFields, LearningRateFields, PackingFields, L
         problems += self.expert_problems()
         problems += self.long_run_problems()
         problems += self.packing_problems()
+        lean_moments = [name for name in ("exp_avg_dtype", "exp_avg_sq_dtype") if getattr(self, name) != "float32"]
+        problems += self.speed_problems(
+            use_distributed_optimizer=self.use_distributed_optimizer,
+            lean_moments=lean_moments if self.use_precision_aware_optimizer else None,
+        )
         if self.recompute_granularity == "full" and (not self.recompute_method or not self.recompute_num_layers):
             problems.append("recompute_granularity: full needs recompute_method and recompute_num_layers")
         if self.recompute_granularity != "full" and (self.recompute_method or self.recompute_num_layers):
@@ -174,6 +180,7 @@ class TrainConfig(LoraFields, ExpertFields, LearningRateFields, PackingFields, L
             "backend": self.backend == "transformer_engine",
             "gradient_accumulation_fusion": bool(self.gradient_accumulation_fusion),
             "use_precision_aware_optimizer": self.use_precision_aware_optimizer,
+            "optimizer_cpu_offload": self.optimizer_cpu_offload,
         }
         return tuple(name for name, is_asked in asked.items() if is_asked)
 

@@ -19,6 +19,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
 from mcore.errors import CheckpointError, Problem
+from mcore.train import offload
 
 OPTIMIZER, PARAMETERS = "optimizer", "param_state"
 """What megatron-core calls the settings of an optimizer's groups in its state, and the tensors of its parameters."""
@@ -65,6 +66,7 @@ def load(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
         for parameter_state in part.optimizer.state.values():
             # All of them hold one and the same tensor now, and each parameter's update adds 1 to it.
             parameter_state["step"] = parameter_state["step"].clone()
+    offload.settle(optimizer)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from mcore.bridge.hf_config import CONFIG_FILE, HF_FOLDER, copy_small_files, rea
 from mcore.errors import CheckpointError, Problem, SavingError
 from mcore.folders import fsync_folder, fsync_path, write_durably
 from mcore.select import TRACKER, completeness_problems, iteration_dir
-from mcore.train import adam
+from mcore.train import adam, offload
 from mcore.train.housekeeping import remove_iteration
 from mcore.train.model import Training
 from mcore.train.moments import refuse_other_moments, whole_state
@@ -207,6 +207,7 @@ def _state(training: Training, layout: Layout, updates: int, *, is_loading: bool
         optimizer = training.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata)
     of_experts = [part for key, part in optimizer.items() if isinstance(key, int)]  # if they have one of their own
     for part in (optimizer, *of_experts):
+        offload.without_classes(part)
         if part.get("param_state", part) is None:
             del part["param_state"]  # gathered on another rank; megatron-core would warn that the ranks differ
     return {"model": model, "optimizer": optimizer, "rng_state": _sharded_rng_state(layout)}

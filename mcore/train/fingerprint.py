@@ -61,6 +61,8 @@ CAPACITY_FIELDS = (
     "sequence_parallel",
 )
 """The same of runs whose experts have a capacity: it counts a process' part of a micro-batch."""
+OFFLOAD_FIELD = "optimizer_cpu_offload"
+"""The same of runs whose optimizer is in the host's memory: another Adam makes the updates."""
 LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "use_rslora")
 """The same of runs with adapters."""
 
@@ -84,6 +86,7 @@ def fingerprint(
         | _of_adapters(config)
         | _of_experts(config, num_processes)
         | _of_decay(config)
+        | ({OFFLOAD_FIELD: True} if config.optimizer_cpu_offload else {})
         | {"train_iters": schedule.train_iters, "lr_warmup_iters": schedule.lr_warmup_iters},
         "data": {"train": data, "validation": validation},
         "base": {"weights": weights_digest(base_weights)},

@@ -196,7 +196,8 @@ class Loop:
                 say(f"{why}; its update is left out")
                 self.log.bad_step(iteration, outcome.wrong, consumed_samples=position.consumed_samples)
             return position
-        to = self.saver.load_last_on_schedule(why)
+        with self.training.gathering.whole():
+            to = self.saver.load_last_on_schedule(why)
         position = position.after_rollback(to, num_samples=size)
         if self.log:
             passed_over = position.consumed_samples - to.consumed_samples
@@ -219,7 +220,8 @@ class Loop:
         if is_last or is_leaving or iteration % self.config.save_steps == 0:
             if self.log:
                 self.log.sync()
-            self.saver.save(position, in_background=self.config.async_save and not is_last and not is_leaving)
+            with self.training.gathering.whole():
+                self.saver.save(position, in_background=self.config.async_save and not is_last and not is_leaving)
         elif outcome.num_writing == 0:
             self.saver.finish()
         if is_leaving and not is_last:
@@ -257,6 +259,8 @@ class Loop:
         grad_norm = update_unless(optimizer, lambda norm: bool(wrong(norm)))
         if wrong(grad_norm):
             put_back(biases)
+        else:
+            self.training.gathering.begin()
         self.training.scheduler.step(1)
         tokens_LE = []
         if any(self.dims.moe_layers):
@@ -288,7 +292,7 @@ class Loop:
         for chunk in self.training.chunks:
             chunk.eval()
         loss_sum = 0.0
-        with torch.no_grad():
+        with torch.no_grad(), self.training.gathering.whole():
             for start in range(0, len(by_length), self.config.global_batch_size):
                 loss_sum += self._forward(by_length[start : start + self.config.global_batch_size], train=False)
         for chunk in self.training.chunks:

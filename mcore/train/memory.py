@@ -40,7 +40,8 @@ class StageMemory:
         gradients: `main_grads_dtype * learning parameters`, padded: they are summed over micro-batches.
         main_weights: fp32 copies of bf16 weights, 4 each; 2 with `use_precision_aware_optimizer` (remainders).
         moments: `exp_avg_dtype + exp_avg_sq_dtype`. Main weights and moments are divided by DP x CP with the
-            distributed optimizer, those of experts by their own data parallel size.
+            distributed optimizer, those of experts by their own data parallel size. With `optimizer_cpu_offload` main
+            weights are 4, and so are fp32 copies of bf16 gradients, of what is not offloaded.
         activations: `tokens of a micro-batch * bytes a token of the layers * micro-batches at once`.
         loss: On the last stage: gradients of the hidden states (a * H * tokens) and of the output weight (fp32 and, in
             bf16, a copy: 6 * V * H), and a chunk's logits (8 * V * chunk); what is larger of this and of `layer`.
@@ -157,6 +158,9 @@ def _static(
     weight, gradient = ITEM_BYTES[config.torch_dtype], ITEM_BYTES[config.main_grads_dtype]
     moments = ITEM_BYTES[config.exp_avg_dtype] + ITEM_BYTES[config.exp_avg_sq_dtype]
     main = 0 if weight == 4 else 2 if config.use_precision_aware_optimizer else 4
+    on_device, copied_gradient = 1.0, 0
+    if config.optimizer_cpu_offload:
+        main, on_device, copied_gradient = 4, 1 - config.optimizer_offload_fraction, 4 if gradient < 4 else 0
     parameters = list(parameters)
     pipeline = layout.pipeline_model_parallel_size
     copies = {
@@ -173,9 +177,9 @@ def _static(
             padded = sum(_padded(p.numel, ALIGNMENT) * p.count for p in mine)
             numel, held = ceil(numel / divisor), _padded(padded, lcm(divisor, BUCKET))
         found["weights"] += weight * held
-        found["gradients"] += gradient * held
-        found["main_weights"] += main * numel
-        found["moments"] += moments * numel
+        found["gradients"] += gradient * held + copied_gradient * numel * on_device
+        found["main_weights"] += main * numel * on_device
+        found["moments"] += moments * numel * on_device
     return found
 
 

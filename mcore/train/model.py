@@ -21,9 +21,10 @@ from mcore.backend.model import build_model
 from mcore.backend.specs import Backend, resolve_backend
 from mcore.bridge.families import dims_of, family_of_config
 from mcore.errors import Problem
-from mcore.train import adam
+from mcore.train import adam, offload
 from mcore.train.base import Base
 from mcore.train.expert_options import expert_arguments
+from mcore.train.overlap import Gathering, OverlappingDataParallel, overlap
 from mcore.train.schedule import Schedule, lr_scheduler
 from mcore.train.tuners.install import Adapters, install_adapters
 from mcore.train.tuners.options import LoraOptions
@@ -40,6 +41,7 @@ class Training:
         chunks: The same, wrapped for training.
         optimizer: Its optimizer.
         scheduler: Writes learning rates into the optimizer.
+        gathering: Whether updated weights are gathered beside the forward pass.
         adapters: What learns, with `tuner_type: lora`; None if all of the model does.
     """
 
@@ -47,6 +49,7 @@ class Training:
     chunks: Sequence[DistributedDataParallel]
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
+    gathering: Gathering
     adapters: Adapters | None = None
 
     def sharded_weights(self) -> dict[str, Any]:
@@ -78,8 +81,13 @@ def engine_problems(config: TrainConfig, backend: Backend) -> list[Problem]:
                 "Leave it null: it is used where it can be.",
             )
         )
-    if config.use_precision_aware_optimizer and resolve_backend("auto") == "torch":
-        problems.append(Problem("train.use_precision_aware_optimizer", "Transformer Engine and CUDA", "not both"))
+    if resolve_backend("auto") == "torch":
+        asked = ("use_precision_aware_optimizer", "optimizer_cpu_offload")
+        problems += [
+            Problem(f"train.{name}", "Transformer Engine and CUDA", "not both")
+            for name in asked
+            if getattr(config, name)
+        ]
     return problems
 
 
@@ -139,15 +147,19 @@ def build_training(
         if has_weights and config.adapter_load:
             adapters.start_from(Path(config.adapter_load), options)
     chunks = [
-        DistributedDataParallel(
+        OverlappingDataParallel(
             module.config,
             DistributedDataParallelConfig(
                 grad_reduce_in_fp32=config.main_grads_dtype == "float32",
                 use_distributed_optimizer=config.use_distributed_optimizer,
+                overlap_grad_reduce=config.overlap_grad_reduce,
+                overlap_param_gather=config.overlap_param_gather,
             ),
             whole,
+            # Of several virtual stages the others' communication is beside the first one's computation as it is.
+            disable_bucketing=config.overlap_grad_reduce and part > 0,
         )
-        for module, whole in zip(modules, wrapped, strict=True)
+        for part, (module, whole) in enumerate(zip(modules, wrapped, strict=True))
     ]
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
@@ -163,15 +175,22 @@ def build_training(
             params_dtype=dtype,
             bf16=dtype == torch.bfloat16,
             use_distributed_optimizer=config.use_distributed_optimizer,
+            overlap_param_gather=config.overlap_param_gather,
             use_precision_aware_optimizer=config.use_precision_aware_optimizer,
             main_grads_dtype=DTYPES[config.main_grads_dtype],
             exp_avg_dtype=DTYPES[config.exp_avg_dtype],
             exp_avg_sq_dtype=DTYPES[config.exp_avg_sq_dtype],
+            optimizer_cpu_offload=config.optimizer_cpu_offload,
+            optimizer_offload_fraction=config.optimizer_offload_fraction,
         ),
         chunks,
     )
     adam.fuse(optimizer)
     adam.keep_main_weights_whole(optimizer)
-    for module in modules:
-        module.config.finalize_model_grads_func = finalize_model_grads
-    return Training(modules, chunks, optimizer, lr_scheduler(config, schedule, optimizer), adapters)
+    offload.prime(optimizer)
+    if config.overlap_grad_reduce:
+        overlap(modules, chunks)
+    else:
+        for module in modules:
+            module.config.finalize_model_grads_func = finalize_model_grads
+    return Training(modules, chunks, optimizer, lr_scheduler(config, schedule, optimizer), Gathering(chunks), adapters)

@@ -68,6 +68,20 @@ def test_the_first_stage_holds_the_most_micro_batches() -> None:
     assert last.activations < 0.6 * whole.activations
 
 
+@pytest.mark.parametrize("fraction", [1.0, 0.25])
+def test_what_is_offloaded_takes_no_memory_of_the_device(fraction: float) -> None:
+    lean = {"torch_dtype": "bfloat16", "use_precision_aware_optimizer": True}
+    offload = {"optimizer_cpu_offload": True, "optimizer_offload_fraction": fraction}
+    (plain,), (offloaded,) = estimate_of("dense", 1, **lean), estimate_of("dense", 1, **lean, **offload)
+    left = 1 - fraction
+    # What stays is updated as whole fp32 weights, not as bf16 weights and remainders.
+    assert (offloaded.moments, offloaded.main_weights) == (plain.moments * left, plain.main_weights * 2 * left)
+    assert offloaded.gradients == plain.gradients
+    lean |= {"main_grads_dtype": "bfloat16"}
+    (plain,), (offloaded,) = estimate_of("dense", 1, **lean), estimate_of("dense", 1, **lean, **offload)
+    assert offloaded.gradients == plain.gradients + offloaded.main_weights  # fp32 copies of those that stay
+
+
 def test_data_parallel_processes_share_the_optimizer() -> None:
     (one,), (two,) = estimate_of("dense", 1), estimate_of("dense", 2)
     assert (two.moments, two.main_weights) == (one.moments / 2, one.main_weights / 2)

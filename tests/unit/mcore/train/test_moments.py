@@ -59,7 +59,7 @@ def test_moments_behind_padded_buckets_are_saved_as_they_are(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(model, "DistributedDataParallelConfig", MANY_BUCKETS)
-    run = tiny_run(tmp_path, **settings(**options))
+    run = tiny_run(tmp_path, **settings(overlap_grad_reduce=True, **options))
     with parallel_processes(Layout()):
         training = build_training(run.train, Schedule(STEPS, 3), open_base(base, run), Layout(), has_weights=True)
         part = distributed(training)
@@ -79,8 +79,8 @@ def test_numbers_that_megatron_loses_are_missed(tmp_path: Path, base: Path, monk
     """megatron-core, left to itself, fills the ends of moments with zeros."""
     monkeypatch.setattr(model, "DistributedDataParallelConfig", MANY_BUCKETS)
     with parallel_processes(Layout()):
-        train(tiny_run(tmp_path, **settings()), base, tmp_path / "run")
-        training = loaded(tmp_path, base, tmp_path / "run")
+        train(tiny_run(tmp_path, **settings(overlap_grad_reduce=True)), base, tmp_path / "run")
+        training = loaded(tmp_path, base, tmp_path / "run", overlap_grad_reduce=True)
         part = distributed(training)
         state = part.sharded_param_state_fully_reshardable(
             training.sharded_weights(), metadata=dict(checkpoint.OPTIMIZER_FORMAT)
