@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from benchmarks.train_cases import CONTENDERS, MARK, SHAPES, Case
@@ -34,6 +35,14 @@ LEAN = {
 """As lean as transformers in bf16: gradients and moments in bf16. Main weights are fp32 to the bit all the same."""
 REMAINDERS = {"use_precision_aware_optimizer": True}
 """Gradients and moments in fp32; of the main weights only what the bf16 weights lack."""
+
+
+LORA = {"tuner_type": "lora", "lora_rank": 16, "lora_dropout": 0.0}
+"""On all linear layers."""
+
+
+def _fp8(recipe: str) -> dict[str, str]:
+    return {"fp8_format": "hybrid", "fp8_recipe": recipe}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +91,15 @@ def main() -> None:
         for case in _cases()
         if case.shape in (options.shape or [shape for shape in SHAPES if shape != "tiny"])
         and (not options.contender or case.contender in options.contender)
+        and (not options.only or case.kind in options.only)
     ]
+    start_s = perf_counter()
     results = []
     for case in cases:
-        results.append(_run(case, options))
+        if options.stop_after_s and perf_counter() - start_s + options.timeout_s > options.stop_after_s:
+            results.append(Result(case, failure="not begun, as the time was up"))
+        else:
+            results.append(_run(case, options))
         _say(_row(results[-1], results))
         options.folder.joinpath("results.json").write_text(json.dumps([asdict(result) for result in results]))
     card = _card(results)
@@ -99,13 +113,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, required=True, help="gets results.json, logs and profiles")
     parser.add_argument("--shape", choices=list(SHAPES), action="append", help="shape; may be repeated")
     parser.add_argument("--contender", choices=list(CONTENDERS), action="append", help="contender; may be repeated")
+    parser.add_argument("--only", nargs="+", choices=("plain", "lora", "fp8"), help="kinds of cases; all if left out")
+    parser.add_argument("--stop-after-s", type=float, help="begin no case that might end later than this")
     parser.add_argument("--timeout-s", type=float, default=180, help="seconds that a case may take")
     parser.add_argument("--card", type=Path, help="write the table as Markdown")
     return parser.parse_args()
 
 
 def _cases() -> list[Case]:
-    """The sizes that fit an 80 GB device, the largest gain first; the same micro-batch for all, and each one's best."""
+    """The sizes that fit an 80 GB device: the same micro-batch for all, and each one's best."""
     engine, torch_ = {"backend": "transformer_engine"}, {"backend": "torch"}
     return [
         Case("1.5b", "transformers", 2),
@@ -122,11 +138,19 @@ def _cases() -> list[Case]:
         Case("0.5b", "ours", 4, engine),
         Case("0.5b", "ours", 8, engine),
         Case("0.5b", "ours", 4, torch_),
+        Case("7b", "ours", 2, engine | LORA),
+        Case("7b", "ours", 2, engine | LORA | _fp8("tensorwise")),
+        Case("7b", "ours", 1, torch_ | LORA),
+        Case("3b", "ours", 2, engine | LEAN | _fp8("delayed")),
+        Case("3b", "ours", 2, engine | LEAN | _fp8("tensorwise")),
+        Case("3b", "ours", 2, engine | LEAN | _fp8("blockwise")),
+        Case("1.5b", "ours", 4, engine | _fp8("delayed")),
         Case("1.5b", "trl", 2),
         Case("0.5b", "trl", 4),
         Case("tiny", "transformers", 2),
         Case("tiny", "trl", 2),
-        Case("tiny", "ours", 2, {"backend": "torch"}),
+        Case("tiny", "ours", 2, torch_),
+        Case("tiny", "ours", 2, torch_ | LORA),
     ]
 
 

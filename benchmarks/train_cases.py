@@ -32,6 +32,9 @@ SHAPES = {
     "0.5b": QWEN2 | dict(zip(SIZES, (24, 896, 4864, 14, 2), strict=True)),
     "1.5b": QWEN2 | dict(zip(SIZES, (28, 1536, 8960, 12, 2), strict=True)),
     "3b": QWEN2 | dict(zip(SIZES, (36, 2048, 11008, 16, 2), strict=True)),
+    "7b": QWEN2
+    | dict(zip(SIZES, (28, 3584, 18944, 28, 4), strict=True))
+    | {"vocab_size": 152064, "tie_word_embeddings": False},
     "tiny": QWEN2 | dict(zip(SIZES, (2, 64, 128, 4, 2), strict=True)) | {"vocab_size": 256},
 }
 """Qwen2.5's own sizes, and one to try the benchmark with."""
@@ -77,7 +80,20 @@ class Case:
             words.append("main weights as remainders")
         if self.settings.get("main_grads_dtype") == "bfloat16":
             words.append("gradients and moments in bf16")
+        if fp8_format := self.settings.get("fp8_format"):
+            words.append(f"FP8 {fp8_format}, {self.settings['fp8_recipe']} scales")
+        if self.settings.get("tuner_type") == "lora":
+            words.append(f"LoRA of rank {self.settings['lora_rank']} on all linear layers")
+        if self.settings.get("recompute_granularity", "none") != "none":
+            words.append(f"recomputing {', '.join(self.settings.get('recompute_modules', ['whole layers']))}")
         return ", ".join(words)
+
+    @property
+    def kind(self) -> str:
+        """What is special about it: `lora`, `fp8` or nothing (`plain`)."""
+        if self.settings.get("tuner_type") == "lora":
+            return "lora"
+        return "fp8" if self.settings.get("fp8_format") else "plain"
 
     @property
     def name(self) -> str:
@@ -106,7 +122,9 @@ def main() -> None:
         steps_s.append(perf_counter() - start)
     figures = {
         "steps_s": steps_s[WARMUP_STEPS:],
-        "flops": ModelFlops.of(SHAPES[case.shape]).of_step([case.sequence] * case.micro_batch_size, case.tokens),
+        "flops": ModelFlops.of(SHAPES[case.shape]).of_step(
+            [case.sequence] * case.micro_batch_size, case.tokens, is_frozen=case.settings.get("tuner_type") == "lora"
+        ),
         "peak_flops": peak_flops(),
         "allocated_bytes": torch.cuda.max_memory_allocated() if on_gpu else 0,
         "reserved_bytes": torch.cuda.max_memory_reserved() if on_gpu else 0,

@@ -40,6 +40,7 @@ from mcore.data.sampling import DatasetSpec, parse_spec
 from mcore.errors import ConfigError, InputError, Problem
 from mcore.sources.resolve import ResolvedSource, resolve
 from mcore.train.expert_options import balancing_problems
+from mcore.train.fp8_options import fp8_problems
 from mcore.train.output import checkpoint_bytes, room_problems
 from mcore.train.packing_options import packing_problems
 from mcore.train.recompute_options import recompute_problems
@@ -335,6 +336,9 @@ def _model_problems(
         found = collected([], lambda: balancing_problems(train, config))  # what it can't read was said before
         problems += found or []
         problems += collected([], lambda: recompute_problems(train, config)) or []
+        # Which layers are built, and on what GPU, is known where the run starts.
+        engine = "transformer_engine"
+        problems += collected([], lambda: fp8_problems(train, config, backend=engine, capability=None)) or []
         if (data := groups.data) is not None:
             max_length = data.max_length
             problems += collected([], lambda: packing_problems(train, config, max_length)) or []

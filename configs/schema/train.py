@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from configs.schema.experts import ExpertFields
+from configs.schema.fp8 import Fp8Fields
 from configs.schema.learning_rate import LearningRateFields
 from configs.schema.long_runs import LongRunFields
 from configs.schema.lora import LoraFields
@@ -21,7 +22,7 @@ PIPELINE_FIELDS = (
 """How layers are divided over several pipeline processes."""
 
 
-class TrainConfig(LoraFields, ExpertFields, LearningRateFields, PackingFields, LongRunFields, SpeedFields):
+class TrainConfig(LoraFields, ExpertFields, LearningRateFields, PackingFields, LongRunFields, SpeedFields, Fp8Fields):
     """One training run: method, layout, batch, schedule, precision, checkpoints."""
 
     method: Literal["pt", "sft"] = "sft"
@@ -138,6 +139,7 @@ class TrainConfig(LoraFields, ExpertFields, LearningRateFields, PackingFields, L
         if self.recompute_granularity != "selective" and self.recompute_modules != ("core_attn",):
             problems.append("recompute_modules belongs to recompute_granularity: selective")
         problems += self._precision_problems()
+        problems += self.fp8_problems(torch_dtype=self.torch_dtype, backend=self.backend, tuner_type=self.tuner_type)
         problems += self.lora_problems()
         if self.packing and self.moe_router_load_balancing_type == "seq_aux_loss":
             problems.append("moe_router_load_balancing_type: seq_aux_loss needs packing: false; routers see whole rows")
@@ -180,6 +182,7 @@ class TrainConfig(LoraFields, ExpertFields, LearningRateFields, PackingFields, L
             "backend": self.backend == "transformer_engine",
             "gradient_accumulation_fusion": bool(self.gradient_accumulation_fusion),
             "use_precision_aware_optimizer": self.use_precision_aware_optimizer,
+            "fp8_format": self.fp8_format is not None,
             "optimizer_cpu_offload": self.optimizer_cpu_offload,
         }
         return tuple(name for name, is_asked in asked.items() if is_asked)

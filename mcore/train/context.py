@@ -54,12 +54,16 @@ def part_of_batch(batch: MicroBatch, size: int, rank: int) -> MicroBatch:
     )
 
 
-def length_multiples(layout: Layout) -> tuple[int, int]:
+def length_multiples(layout: Layout, token_multiple: int = 1) -> tuple[int, int]:
     """Tokens that the length of a row, and of a packed sample in it, must be a multiple of each.
 
     Each rank gets two chunks of every sample, and with sequence parallelism the tensor parallel ranks share its part.
+
+    Args:
+        layout: How samples are divided.
+        token_multiple: What a rank's part of a row must be a multiple of (`configs.schema.fp8`).
     """
     cp = layout.context_parallel_size
     of_sample = 1 if cp == 1 else 2 * cp
-    of_row = cp * (layout.tensor_model_parallel_size if layout.sequence_parallel else 1)
+    of_row = cp * (layout.tensor_model_parallel_size if layout.sequence_parallel else 1) * token_multiple
     return math.lcm(of_row, of_sample), of_sample

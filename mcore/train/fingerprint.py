@@ -63,6 +63,10 @@ CAPACITY_FIELDS = (
 """The same of runs whose experts have a capacity: it counts a process' part of a micro-batch."""
 OFFLOAD_FIELD = "optimizer_cpu_offload"
 """The same of runs whose optimizer is in the host's memory: another Adam makes the updates."""
+FP8_FIELDS = ("fp8_format", "fp8_recipe")
+"""The same of runs that multiply in FP8."""
+FP8_DELAYED_FIELDS = ("fp8_amax_history_len", "fp8_amax_compute_algo")
+"""The same of those that scale by earlier steps."""
 LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "use_rslora")
 """The same of runs with adapters."""
 
@@ -85,6 +89,7 @@ def fingerprint(
         "train": {name: getattr(config, name) for name in FIELDS}
         | _of_adapters(config)
         | _of_experts(config, num_processes)
+        | _of_fp8(config)
         | _of_decay(config)
         | ({OFFLOAD_FIELD: True} if config.optimizer_cpu_offload else {})
         | {"train_iters": schedule.train_iters, "lr_warmup_iters": schedule.lr_warmup_iters},
@@ -118,6 +123,14 @@ def _of_experts(config: TrainConfig, num_processes: int) -> dict[str, Any]:
     if config.moe_expert_capacity_factor is None:
         return fields
     return fields | {name: getattr(config, name) for name in CAPACITY_FIELDS} | {"num_processes": num_processes}
+
+
+def _of_fp8(config: TrainConfig) -> dict[str, Any]:
+    """Fields that say how matrices are multiplied in FP8; none of a run that does not."""
+    if config.fp8_format is None:
+        return {}
+    fields = FP8_FIELDS + (FP8_DELAYED_FIELDS if config.fp8_recipe == "delayed" else ())
+    return {name: getattr(config, name) for name in fields}
 
 
 def _of_adapters(config: TrainConfig) -> dict[str, Any]:

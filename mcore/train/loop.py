@@ -102,7 +102,7 @@ class Loop:
             hf_config=self.hf_config,
         )
         self.forward_backward = get_forward_backward_func()
-        of_row, of_sample = length_multiples(self.layout)
+        of_row, of_sample = length_multiples(self.layout, self.config.token_multiple)
         self.batching = Batching(
             micro_batch_size=self.config.micro_batch_size,
             data_parallel_size=parallel_state.get_data_parallel_world_size(),

@@ -21,9 +21,10 @@ from mcore.backend.model import build_model
 from mcore.backend.specs import Backend, resolve_backend
 from mcore.bridge.families import dims_of, family_of_config
 from mcore.errors import Problem
-from mcore.train import adam, offload
+from mcore.train import adam, fp8_state, offload
 from mcore.train.base import Base
 from mcore.train.expert_options import expert_arguments
+from mcore.train.fp8_options import fp8_arguments
 from mcore.train.overlap import Gathering, OverlappingDataParallel, overlap
 from mcore.train.schedule import Schedule, lr_scheduler
 from mcore.train.tuners.install import Adapters, install_adapters
@@ -55,7 +56,11 @@ class Training:
     def sharded_weights(self) -> dict[str, Any]:
         """This rank's parts of what learns, as checkpoints hold it."""
         holders = self._holders()
-        states = [holder.sharded_state_dict() for holder in holders]
+        with fp8_state.nothing_pickled(self.modules):
+            states = [holder.sharded_state_dict() for holder in holders]
+        if self.adapters is None:
+            for state, module in zip(states, self.modules, strict=True):
+                fp8_state.add_scales(state, module)
         # Parts are told apart in this process only: in a checkpoint each layer has its own place.
         return states[0] if len(states) == 1 else {f"stage_{number}": state for number, state in enumerate(states)}
 
@@ -63,7 +68,8 @@ class Training:
         """Take this rank's parts, by the keys of `sharded_weights`."""
         holders = self._holders()
         for number, holder in enumerate(holders):
-            holder.load_state_dict(state if len(holders) == 1 else state[f"stage_{number}"])
+            own = state if len(holders) == 1 else state[f"stage_{number}"]
+            holder.load_state_dict(own if self.adapters is not None else fp8_state.take_scales(own, holder))
 
     def _holders(self) -> Sequence[Any]:
         return self.modules if self.adapters is None else [self.adapters]
@@ -130,7 +136,8 @@ def build_training(
             gradient_accumulation_fusion=backend == "transformer_engine" if fusion is None else fusion,
             norms_apart=config.tuner_type == "lora",
             training={"calculate_per_token_loss": True, "recompute_modules": list(config.recompute_modules)}
-            | (expert_arguments(config) if has_experts else {}),
+            | (expert_arguments(config) if has_experts else {})
+            | fp8_arguments(config),
             vp_stage=None if num_parts is None else part,
         )
         for part in range(num_parts or 1)

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
@@ -26,6 +27,7 @@ from mcore.train import checkpoint
 from mcore.train.base import Base, open_base
 from mcore.train.expert_options import balancing_problems
 from mcore.train.fingerprint import claim, fingerprint, renew
+from mcore.train.fp8_options import fp8_problems
 from mcore.train.housekeeping import remove_unfinished
 from mcore.train.loop import Loop
 from mcore.train.metrics import SUMMARY, record_changes
@@ -151,6 +153,8 @@ def _problems(run: RunConfig, layout: Layout, base: Base) -> list[Problem]:
     if config.backend == "auto" and backend != resolve_backend("auto"):
         _say(f"train: backend torch, as Transformer Engine's layers have no {', '.join(engine_lacks(features))}")
     problems += engine_problems(config, backend)
+    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+    problems += fp8_problems(config, base.hf_config, backend=backend, capability=capability)
     problems += adapter_problems(config, base.hf_config)
     samples = config.micro_batch_size * parallel_state.get_data_parallel_world_size() * config.interleaved_stages
     if config.global_batch_size % samples:

@@ -12,6 +12,8 @@ from mcore.train.fingerprint import (
     DECAY_FIELDS,
     EXPERT_FIELDS,
     FIELDS,
+    FP8_DELAYED_FIELDS,
+    FP8_FIELDS,
     LORA_FIELDS,
     OFFLOAD_FIELD,
     claim,
@@ -68,9 +70,17 @@ def mark(base: Path, data: str = "d", **fields: Any) -> dict[str, Any]:
 
 def test_every_field_of_training_is_either_in_the_fingerprint_or_named_as_free() -> None:
     of_some_runs = {*LORA_FIELDS, "target_modules", "modules_to_save", "adapter_load", *EXPERT_FIELDS, *DECAY_FIELDS,
-                    OFFLOAD_FIELD}  # fmt: skip
+                    OFFLOAD_FIELD, *FP8_FIELDS, *FP8_DELAYED_FIELDS}  # fmt: skip
     assert set(FIELDS) | of_some_runs | MAY_DIFFER | RESOLVED == set(TrainConfig.model_fields)
     assert not set(FIELDS) & (MAY_DIFFER | RESOLVED | of_some_runs)
+
+
+def test_a_run_in_fp8_is_told_apart_by_what_its_recipe_reads(base: Path) -> None:
+    assert "fp8_recipe" not in mark(base)["train"]
+    delayed, tensorwise = ({"fp8_format": "hybrid", "fp8_recipe": recipe} for recipe in ("delayed", "tensorwise"))
+    marks = [mark(base, **fields) for fields in ({}, delayed, tensorwise, delayed | {"fp8_amax_history_len": 16})]
+    assert all(one != other for number, one in enumerate(marks) for other in marks[:number])
+    assert "fp8_amax_history_len" not in marks[2]["train"]
 
 
 def test_adapters_are_told_apart_by_their_settings_and_by_what_they_start_from(base: Path, tmp_path: Path) -> None:
