@@ -8,22 +8,20 @@ else starts at once.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from flows.children import go_on_in_own_session
 from flows.cli_artifacts import artifacts
 from flows.cli_from_swift import translation
+from flows.cli_plan import RUNS, plans
+from flows.cli_runs import run_commands
 from flows.cli_stages import stages
-from flows.plan import decide
-from flows.plan_memory import memory_table
-from flows.tables import plain_table, show
+from flows.run_options import Overrides, RunFile, StoreFolder, all_overrides
 from mcore.child import run_as_child
 from mcore.errors import ConfigError, Problem
 from tasks.preflight import check_run_file
@@ -38,16 +36,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-RUNS = "A whole run"
-
-RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run, such as those in configs/runs/.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="GROUP.FIELD=VALUE", help="Change a field of the run; may be repeated."),
-]
-StoreFolder = Annotated[
-    str | None, typer.Option("--store", metavar="DIR", help="Folder of the artifact store (launch.store).")
-]
 
 
 @app.command(rich_help_panel=RUNS)
@@ -57,32 +45,15 @@ def run(run_file: RunFile, overrides: Overrides = None, store: StoreFolder = Non
     Everything that is wrong with the run is told before anything is started. Without a Prefect server (PREFECT_API_URL)
     the run brings its own.
     """
-    checked = check_run_file(run_file, _overrides(overrides, store))
+    checked = check_run_file(run_file, all_overrides(overrides, store))
     go_on_in_own_session()
     from flows.console import run_in_console  # Prefect: more than a second that no other command need wait for
 
     run_in_console(checked.run)
 
 
-@app.command(rich_help_panel=RUNS)
-def plan(run_file: RunFile, overrides: Overrides = None, store: StoreFolder = None) -> None:
-    """Tell what a run would do: which stages run, which are reused, and why; and the memory that training takes.
-
-    Starts and makes nothing. Memory is an estimate, in GiB a process of each pipeline stage.
-    """
-    checked = check_run_file(run_file, _overrides(overrides, store), ask_source=False)
-    decisions = decide(checked)
-    table = plain_table("stage", "does", "why")
-    for decision in decisions:
-        style = "green" if decision.action == "REUSE" else "yellow"
-        table.add_row(decision.stage.name, Text(decision.action, style), Text(decision.why))
-    show(table)
-    if (memory := memory_table(checked)) is not None:
-        typer.echo("")
-        show(memory[0])
-        typer.echo(f"{memory[1]}\n")
-    num_reused = sum(decision.action == "REUSE" for decision in decisions)
-    typer.echo(f"{len(decisions) - num_reused} of {len(decisions)} stages run, {num_reused} are reused.")
+app.add_typer(plans)
+app.add_typer(run_commands)
 
 
 @app.command(rich_help_panel=RUNS)
@@ -109,10 +80,6 @@ def report(
 app.add_typer(translation)
 app.add_typer(stages)
 app.add_typer(artifacts, name="artifacts", rich_help_panel=RUNS)
-
-
-def _overrides(given: list[str] | None, store: str | None) -> list[str]:
-    return [*(given or []), *([f"launch.store={json.dumps(store)}"] if store is not None else [])]
 
 
 def main() -> None:

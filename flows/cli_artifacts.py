@@ -11,11 +11,13 @@ from typing import Annotated
 
 import typer
 
+from flows.estimates import size_of
 from flows.tables import plain_table
 from flows.tables import show as show_table
 from mcore.artifacts import Manifest, Store
 from mcore.errors import ArtifactError, ConfigError, Problem
 from mcore.progress import progress
+from mcore.wording import counted, moment, size
 
 artifacts = typer.Typer(help="List, show and check what the store holds.", no_args_is_help=True)
 
@@ -34,16 +36,16 @@ def list_artifacts(
     for manifest in found:
         table.add_row(
             f"{manifest.kind}/{manifest.key}",
-            manifest.created[:16].replace("T", " "),
+            moment(manifest.created),
             f"{manifest.duration_s:.1f} s",
             str(len(manifest.files)),
-            _size(_num_bytes(manifest)),
+            size(size_of(manifest)),
             ", ".join(
                 f"{kind}/{key[:8]}" for kind, _, key in (name.partition("/") for name in manifest.inputs.values())
             ),
         )
     show_table(table)
-    typer.echo(f"{_counted(len(found))}, {_size(sum(map(_num_bytes, found)))}")
+    typer.echo(f"{counted(len(found), 'artifact')}, {size(sum(map(size_of, found)))}")
 
 
 @artifacts.command()
@@ -72,13 +74,15 @@ def verify(names: Names = None, store: StoreFolder = STORE) -> None:
             if status.manifest is None:
                 problems.append(Problem(f"{kind}/{key}", "a whole artifact", status.why))
             else:
-                num_bytes += _num_bytes(status.manifest)
+                num_bytes += size_of(status.manifest)
             advance(1, f"{kind}/{key[:8]}")
     if chosen:
         opened.digests.save()
     if problems:
         raise ArtifactError("artifacts are damaged; a run that needs them makes them again", problems)
-    typer.echo(f"{_counted(len(chosen))} {'is' if len(chosen) == 1 else 'are'} whole, {_size(num_bytes)} read")
+    typer.echo(
+        f"{counted(len(chosen), 'artifact')} {'is' if len(chosen) == 1 else 'are'} whole, {size(num_bytes)} read"
+    )
 
 
 def _by_time(manifests: Iterable[Manifest]) -> list[Manifest]:
@@ -90,10 +94,6 @@ def _by_time(manifests: Iterable[Manifest]) -> list[Manifest]:
         return 1 + max(map(depth, by_name[name].inputs.values()), default=0) if name in by_name else 0
 
     return sorted(by_name.values(), key=lambda m: (m.created, depth(f"{m.kind}/{m.key}")))
-
-
-def _counted(number: int) -> str:
-    return f"{number} artifact{'s' * (number != 1)}"
 
 
 def _present(store: Store) -> list[tuple[str, str]]:
@@ -116,20 +116,3 @@ def _chosen(store: Store, names: list[str]) -> list[tuple[str, str]]:
     if problems:
         raise ConfigError("no such artifact", problems)
     return chosen
-
-
-def _brief(name: str) -> str:
-    kind, _, key = name.partition("/")
-    return f"{kind}/{key[:8]}"
-
-
-def _num_bytes(manifest: Manifest) -> int:
-    return sum(entry["size"] for entry in manifest.files.values())
-
-
-def _size(num_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"

@@ -1,137 +1,135 @@
-"""What a run would do and why, told before anything is started."""
+"""What a run would do and why, and what that takes, told before anything is started."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
-from mcore.artifacts import Manifest, Store
+from flows.estimates import Estimate, estimate
+from flows.nearest import Earlier, Nearest, reasons
+from mcore.artifacts import Manifest, Status, Store
 from mcore.errors import CheckpointError
+from mcore.runs import RunRecord, is_being_made, records
 from mcore.select import select_checkpoint
-from tasks.graph import FILE_FIELDS, LINK, LOCAL, STAGES, StagePlan
+from tasks.graph import StagePlan
 from tasks.preflight import CheckedRun
 
-JUDGING = ("verify", "evaluate", "compare")
-"""Kinds of artifacts that a model is not made from, each behind what it needs."""
-MAX_VALUE_CHARACTERS = 60
-"""Longer values of a run are cut where they are shown."""
+Action = Literal["RUN", "REUSE", "BLOCKED"]
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a run would do at one stage."""
+    """What a run would do at one stage.
+
+    Attributes:
+        stage: The stage.
+        action: `RUN`, `REUSE`, or `BLOCKED` where a gate in front of it has said no to just this.
+        why: The reason, in words.
+        nearest: The earlier artifact that is most like what would be made; None of what is reused.
+        estimate: What running it takes; None of what is reused, and where nothing like it was made before.
+    """
 
     stage: StagePlan
-    action: Literal["RUN", "REUSE"]
+    action: Action
     why: str
+    nearest: Nearest | None = None
+    estimate: Estimate | None = None
 
 
 def decide(checked: CheckedRun) -> list[Decision]:
     """What a run would do at each of its stages, in their order."""
-    earlier = list(checked.store.manifests())
-    now = {f"{manifest.kind}/{manifest.key}": manifest.content for manifest in earlier}
-    like = _compared_with(checked, earlier)
-    decisions = [_decide(stage, checked.store, like, now) for stage in checked.stages]
+    earlier = Earlier(checked)
+    content = {name: manifest.content for name, manifest in earlier.by_name.items()}
+    rejected = _rejected(checked.store, earlier.by_name)
+    decisions = []
+    blocked: dict[str, str] = {}
+    for stage in checked.stages:
+        decision = _decide(stage, checked.store, earlier, content)
+        behind = next((blocked[artifact] for artifact in stage.inputs.values() if artifact in blocked), None)
+        if decision.action == "RUN" and behind is not None:
+            decision = Decision(stage, "BLOCKED", f"behind {behind}", decision.nearest, decision.estimate)
+            blocked[stage.artifact] = behind
+        elif decision.action == "RUN" and stage.artifact in rejected:
+            failed = rejected[stage.artifact]
+            assert failed.failure is not None
+            why = f"asked again: it said no on {failed.started[:16].replace('T', ' ')} UTC ({failed.failure.summary})"
+            decision = Decision(stage, "RUN", why, decision.nearest, decision.estimate)
+            blocked[stage.artifact] = f"{stage.name}, which has said no to just this"
+        decisions.append(decision)
     if checked.store.root.is_dir():  # a plan makes no store, but what it hashed need not be hashed again
         checked.store.digests.save()
     return decisions
 
 
-def _compared_with(checked: CheckedRun, earlier: list[Manifest]) -> list[list[Manifest]]:
-    """Earlier artifacts that say what is other now: the run's own first, then all; none of a run that is new."""
-    folder = checked.store.run_dir(checked.run.name)
-    if not folder.is_dir():
-        return []
-    by_name = {f"{manifest.kind}/{manifest.key}": manifest for manifest in earlier}
-    published = (folder / LINK).resolve()
-    own: set[str] = set()
-    pending = [f"{published.parent.name}/{published.name}"]
-    while pending:
-        name = pending.pop()
-        if name in by_name and name not in own:
-            own.add(name)
-            pending += by_name[name].inputs.values()
-    # What the model was made from is its lineage; what judges it was made from that.
-    judged = own | {source for name in own for source in by_name[name].inputs.values()}
-    for kind in JUDGING:
-        judged |= {name for name, m in by_name.items() if m.kind == kind and judged >= set(m.inputs.values())}
-    own = judged & by_name.keys()
-    return [[by_name[name] for name in sorted(own)], earlier]
+def _rejected(store: Store, made: Mapping[str, Manifest]) -> dict[str, RunRecord]:
+    """Artifacts that are not there because a gate said no, by the newest attempts of all runs."""
+    return {
+        record.failure.artifact: record
+        for record in records(store)
+        if record.state == "rejected"
+        and record.failure is not None
+        and record.failure.artifact is not None
+        and record.failure.artifact not in made
+    }
 
 
-def _decide(stage: StagePlan, store: Store, like: list[list[Manifest]], now: Mapping[str, str]) -> Decision:
+def _decide(stage: StagePlan, store: Store, earlier: Earlier, now: Mapping[str, str]) -> Decision:
     status = store.status(stage.kind, stage.key)
-    if status.manifest is not None:
-        inputs: Mapping[str, str] = stage.ingredients["inputs"]
-        content = {role: now[artifact] for role, artifact in inputs.items() if artifact in now}
-        if outdated := status.manifest.outdated_inputs(content):
-            return Decision(stage, "RUN", f"its input {', '.join(outdated)} was made again and is another now")
+    why = _why_made_again(stage, status, now)
+    if why is None:
+        assert status.manifest is not None
         return Decision(stage, "REUSE", f"made {status.manifest.created[:16].replace('T', ' ')} UTC")
-    if status.state == "damaged":
-        return Decision(stage, "RUN", f"damaged: {status.why}")
-    return Decision(stage, "RUN", "; ".join([_why_missing(stage, status.why, like), *_resumes(stage, store)]))
+    # Of one that is damaged or outdated, itself is most like what would be made, as all went into its key.
+    nearest = earlier.nearest(stage)
+    done = _done_iterations(stage, store)
+    if status.state == "missing":
+        why = status.why
+        if earlier.is_new_run:
+            why = "new run"
+        elif nearest is not None:
+            why = "; ".join(reasons(nearest.differences)) or why
+    notes = [f"goes on from iteration {done}"] if done is not None else []
+    if is_being_made(store, stage.kind, stage.key):
+        notes.append("another run is making it now")
+    return Decision(
+        stage, "RUN", "; ".join([why, *notes]), nearest, estimate(stage, nearest, done_iterations=done or 0)
+    )
 
 
-def _resumes(stage: StagePlan, store: Store) -> Iterator[str]:
+def _why_made_again(stage: StagePlan, status: Status, now: Mapping[str, str]) -> str | None:
+    """Why what is there does not do, or that it is not there; None if it is reused."""
+    if status.manifest is None:
+        return f"damaged: {status.why}" if status.state == "damaged" else status.why
+    inputs: Mapping[str, str] = stage.ingredients["inputs"]
+    content = {role: now[artifact] for role, artifact in inputs.items() if artifact in now}
+    outdated = status.manifest.outdated_inputs(content)
+    return f"its input {', '.join(outdated)} was made again and is another now" if outdated else None
+
+
+def _done_iterations(stage: StagePlan, store: Store) -> int | None:
     """How far an interrupted training run has come."""
-    if stage.kind == "train":
-        try:
-            yield f"goes on from iteration {select_checkpoint(store.partial(stage.kind, stage.key)).iteration}"
-        except CheckpointError:
-            return
+    if stage.kind != "train":
+        return None
+    try:
+        iteration = select_checkpoint(store.partial(stage.kind, stage.key)).iteration
+    except CheckpointError:
+        return None
+    return iteration if isinstance(iteration, int) else None
 
 
-def _why_missing(stage: StagePlan, why: str, like: list[list[Manifest]]) -> str:
-    """Why there is no artifact of this key: what is other than in the artifact of this stage that is most like it."""
-    wanted = json.loads(json.dumps(stage.ingredients))  # as a manifest gives it back
-    for earlier in like:
-        alike = [
-            (list(_differences(stage.name, manifest.ingredients, wanted)), manifest)
-            for manifest in earlier
-            if manifest.kind == stage.kind and _roles(manifest.ingredients) == _roles(wanted)
-        ]
-        if alike:
-            differences = min(alike, key=lambda pair: (len(pair[0]), -_time(pair[1])))[0]
-            return "; ".join(differences) or why
-    return why if like else "new run"
+def totals(decisions: list[Decision]) -> tuple[float, int, list[str]]:
+    """Seconds and bytes of all that would run, and the names of stages that nothing is known of."""
+    running = [decision for decision in decisions if decision.action != "REUSE"]
+    known = [decision.estimate for decision in running if decision.estimate is not None]
+    unknown = [decision.stage.name for decision in running if decision.estimate is None]
+    return sum(one.seconds for one in known), sum(one.num_bytes for one in known), unknown
 
 
-def _roles(ingredients: Mapping[str, Any]) -> set[tuple[str, str]]:
-    """What tells stages of one kind apart, such as the two proofs: the kind of each input."""
-    kinds = {role: str(artifact).partition("/")[0] for role, artifact in ingredients.get("inputs", {}).items()}
-    return {(role, "fetch" if kind == LOCAL else kind) for role, kind in kinds.items()}
-
-
-def _time(manifest: Manifest) -> float:
-    """When it was made, in seconds."""
-    return datetime.fromisoformat(manifest.created).timestamp()
-
-
-def _differences(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    if before.get("version") != now["version"]:
-        yield f"the stage works in another way (version {before.get('version')} -> {now['version']})"
-    if before.get("source") != now.get("source"):
-        yield f"model.source: {_short(before.get('source'))} -> {_short(now.get('source'))}"
-    old, new = before.get("config", {}), now["config"]
-    for field in sorted({*old, *new}):
-        if old.get(field) != new.get(field):
-            if field in FILE_FIELDS:
-                yield f"{field}: other files, or other content"
-            else:
-                yield f"{field}: {_short(old.get(field))} -> {_short(new.get(field))}"
-    made_by = next(stage.inputs for stage in STAGES if stage.name == name)
-    changed = [
-        "the model folder" if artifact.startswith(f"{LOCAL}/") else made_by[role]
-        for role, artifact in now["inputs"].items()
-        if before["inputs"].get(role) != artifact
-    ]
-    if changed:
-        yield f"its input changes: {', '.join(changed)}"
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= MAX_VALUE_CHARACTERS else f"{text[: MAX_VALUE_CHARACTERS - 1]}…"
+def edges(decisions: list[Decision]) -> Iterator[tuple[str, str]]:
+    """Which stage of a run feeds or vouches for which, by their names."""
+    made_by = {decision.stage.artifact: decision.stage.name for decision in decisions}
+    for decision in decisions:
+        for artifact in dict.fromkeys(decision.stage.inputs.values()):
+            if artifact in made_by:
+                yield made_by[artifact], decision.stage.name

@@ -22,9 +22,6 @@ from mcore.data.sampling import parse_spec
 if TYPE_CHECKING:
     from mcore.sources.resolve import ResolvedSource
 
-LINK = "model"
-"""Name of the link in a run's folder to the model that it published."""
-
 LOCAL = "local"
 """Kind of an input that is no artifact: a model folder of the user's own. Its key is the digest of its files."""
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from mcore.launch import tail_of
 from mcore.metrics import FILE_NAME
+from mcore.training_state import latest_step, planned_iterations
 from tasks.stage import Job
 
 UPDATE_EVERY_S = 5.0
@@ -63,26 +61,3 @@ class TrainingProgress:
         if first < iteration < num_iters:  # by the wall clock: saving and validation take time too
             text += f", ETA {(now_s - since_s) / (iteration - first) * (num_iters - iteration):.0f} s"
         return text
-
-
-def latest_step(metrics_file: Path) -> dict[str, Any] | None:
-    """The last training record of `metrics.jsonl`; only the end of the file is read."""
-    if not metrics_file.exists():
-        return None
-    for line in reversed(tail_of(metrics_file).splitlines()):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # cut at either end
-        if isinstance(record, dict) and "loss" in record:
-            return record
-    return None
-
-
-def planned_iterations(output: Path) -> int | None:
-    """How many steps the run makes, as training wrote it into its fingerprint; None before it did."""
-    try:
-        num_iters: int = json.loads((output / "fingerprint.json").read_text())["train"]["train_iters"]
-    except (OSError, ValueError, KeyError):
-        return None
-    return num_iters

@@ -8,7 +8,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from mcore.artifacts import ArtifactRef, publish_link
-from tasks.graph import LINK
+from mcore.runs import LINK
 from tasks.stage import PlannedRun
 
 

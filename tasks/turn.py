@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from prefect import get_run_logger
 
 from mcore.errors import ArtifactError
+from tasks.record import recorded
 from tasks.stage import PlannedRun
 
 
@@ -15,7 +16,8 @@ from tasks.stage import PlannedRun
 def alone(planned: PlannedRun) -> Iterator[None]:
     """Hold the run's name for the block, as logs, errors and the report of a run are in a folder of that name.
 
-    The system frees the name when its holder dies, so nobody waits for a run that was killed.
+    The system frees the name when its holder dies, so nobody waits for a run that was killed. The run is on record from
+    the moment that it has the name.
     """
     name, store = planned.run.name, planned.store
     with ExitStack() as held:
@@ -24,4 +26,5 @@ def alone(planned: PlannedRun) -> Iterator[None]:
         except ArtifactError:
             get_run_logger().info("another run named %s is under way; waiting for it", name)
             held.enter_context(store.lock("run", name))
+        held.enter_context(recorded(planned))
         yield

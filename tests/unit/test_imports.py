@@ -12,7 +12,8 @@ HEAVY = {"torch", "megatron", "transformers", "vllm", "peft", "safetensors", "nu
 
 # fmt: off
 LIGHT_MCORE = (
-    "artifacts", "child", "errors", "folders", "launch", "metrics", "progress", "select", "supervise",
+    "artifacts", "child", "errors", "folders", "launch", "metrics", "progress", "runs", "select", "supervise",
+    "training_state", "wording",
     "backend.layout", "backend.rope_scaling",
     "bridge.dims", "bridge.families", "bridge.hf_config", "bridge.hf_headers", "bridge.plan", "bridge.rules",
     "bridge.spans",
@@ -59,7 +60,7 @@ def test_tasks_and_flows_load_nothing_heavy() -> None:
     assert not loaded & HEAVY
 
 
-@pytest.mark.parametrize("module", ["flows.cli", "flows.plan", "tasks.preflight", "tasks.report"])
+@pytest.mark.parametrize("module", ["flows.cli", "flows.plan", "flows.cli_runs", "tasks.preflight", "tasks.report"])
 def test_the_command_line_starts_without_prefect(module: str) -> None:
     assert not roots_loaded_by([module]) & (HEAVY | {"prefect"})
 
