@@ -6,6 +6,7 @@ A stage is an ordinary command (`python -m mcore.bridge convert …`) that can b
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -95,15 +96,18 @@ def _tell_parent(error: PipelineError) -> bool:
     if not error_file:
         return True
     temporary = Path(f"{error_file}.{os.getpid()}")
+    document = json.loads(error.to_json())
+    rank = os.environ.get("RANK", "")
     try:
-        temporary.write_text(error.to_json())
+        temporary.write_text(json.dumps(document | ({"rank": int(rank)} if rank.isdigit() else {}), indent=2))
         try:
             Path(error_file).hardlink_to(temporary)
         except FileExistsError:
-            return Path(error_file).read_text() != error.to_json()
+            told = json.loads(Path(error_file).read_text())
+            return any(told.get(name) != value for name, value in document.items())
         finally:
             temporary.unlink()
-    except OSError as exc:  # the exit status still tells
+    except (OSError, ValueError) as exc:  # the exit status still tells
         sys.stderr.write(f"{error_file} can't be written: {exc}\n")
     return True
 

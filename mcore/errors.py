@@ -68,13 +68,19 @@ class PipelineError(Exception):
 
     exit_status: ClassVar[int] = EXIT_FAILED
 
+    advice: str = ""
+    """What the digest of a failure adds: its class, what was probably behind it, what to do next."""
+    is_transient: bool = False
+    """Whether the digest says that the same attempt may succeed."""
+
     def __init__(self, summary: str, problems: Iterable[Problem | str] = ()) -> None:
         self.summary = summary
         self.problems = tuple(p if isinstance(p, Problem) else Problem(p) for p in problems)
         super().__init__(summary, self.problems)
 
     def __str__(self) -> str:
-        return "\n".join([self.summary, *(f"  - {problem}" for problem in self.problems)])
+        advice = [self.advice] if self.advice else []
+        return "\n".join([self.summary, *(f"  - {problem}" for problem in self.problems), *advice])
 
     def details(self) -> dict[str, Any]:
         """Further fields that this class keeps across a process border."""

@@ -33,8 +33,9 @@ from prefect.tasks import exponential_backoff
 from configs.schema.run import RunConfig
 from mcore import launch
 from mcore.artifacts import ArtifactRef, Store
-from mcore.errors import ArtifactError, GateError, InfrastructureError, LaunchError
+from mcore.errors import ArtifactError, GateError, LaunchError, PipelineError
 from mcore.folders import remove
+from tasks.failure import FAILURE, record_failure
 from tasks.graph import StagePlan
 from tasks.versions import versions_of
 
@@ -175,7 +176,8 @@ def _call(run_stage: Task[..., Any], planned: PlannedRun, plan: StagePlan, input
 
 def is_worth_a_retry(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
     """Only what was lost for a reason outside the work is started again; never a failed gate or a wrong input."""
-    return isinstance(state.result(raise_on_failure=False), InfrastructureError)
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, PipelineError) and error.is_transient
 
 
 def _reuse_or_make(
@@ -219,8 +221,11 @@ def _reuse_or_make(
         begin = time.monotonic()
         try:
             make(job, **inputs)
-        except GateError:
-            _keep_report(job)
+        except PipelineError as error:
+            if isinstance(error, GateError):
+                _keep_report(job)
+            failure = record_failure(error, planned.run, stage=plan.name, attempt=attempt, log=stage_dir / LOG)
+            logger.info("%s: %s failure, digest in %s", plan.name, failure.kind, stage_dir / FAILURE)
             raise
         with suppress(OSError):  # a stage that needed no process left no log
             stage_dir.rmdir()

@@ -3,6 +3,7 @@
 Commands are small, but real child processes; Prefect is a real server.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -89,12 +90,17 @@ def test_a_lost_process_is_started_again_and_its_log_kept(store):
         ("raise SystemExit(2)", InputError, 1),
         ("raise SystemExit(3)", GateError, 1),
         ("os.kill(os.getpid(), 9)", InfrastructureError, 2),
+        ("print('RuntimeError: NCCL error: remote process exited')\nraise SystemExit(1)", LaunchError, 2),
+        ("print('torch.OutOfMemoryError: CUDA out of memory')\nos.kill(os.getpid(), 9)", InfrastructureError, 1),
     ],
 )
 def test_what_is_started_again(store, code, error, count):
     with pytest.raises(error) as caught:
         run_toy(store, code, retries=1)
     assert type(caught.value) is error and executions(store) == count
+    digest = json.loads((store / "runs" / "toys" / "toy" / "failure.json").read_text())
+    assert (digest["attempt"], digest["error"]) == (count, error.__name__)
+    assert f"Class: {digest['kind']}" in str(caught.value)
     assert not (store / "toy").exists()
 
 
