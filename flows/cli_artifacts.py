@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from flows.estimates import size_of
 from flows.tables import plain_table
@@ -17,6 +18,7 @@ from flows.tables import show as show_table
 from mcore.artifacts import Manifest, Store
 from mcore.errors import ArtifactError, ConfigError, Problem
 from mcore.progress import progress
+from mcore.retention import Holding, artifact_folders, collect, holdings
 from mcore.wording import counted, moment, size
 
 artifacts = typer.Typer(help="List, show and check what the store holds.", no_args_is_help=True)
@@ -85,6 +87,49 @@ def verify(names: Names = None, store: StoreFolder = STORE) -> None:
     )
 
 
+@artifacts.command()
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go.")] = False,
+    keep_last: Annotated[
+        int, typer.Option(min=0, help="So many of each kind stay whatever they are, the newest, with their inputs.")
+    ] = 2,
+    store: StoreFolder = STORE,
+) -> None:
+    """Delete what nobody needs.
+
+    Stays: what runs published, what their newest attempts made or would go on from, the best training of each base and
+    validation set, the newest of each kind, and whatever is in use.
+    """
+    opened = Store(store)
+    if not opened.root.is_dir():
+        raise ConfigError("there is no store", [Problem(str(opened.root), "a folder", "none")])
+    before = holdings(opened, keep_last=keep_last)
+    gone, in_use = [one for one in before if not one.why], []
+    if not dry_run:
+        gone, in_use = collect(opened, keep_last=keep_last)
+    table = plain_table("goes" if dry_run else "gone", "made (UTC)", "size", right=("size",))
+    for one in gone:
+        unfinished = " (unfinished)" if one.path.parent.name.startswith(".") else ""
+        table.add_row(f"{one.kind}/{one.key}{unfinished}", moment(one.created), size(one.num_bytes))
+    show_table(table)
+    freed = size(sum(one.num_bytes for one in gone))
+    typer.echo(f"{counted(len(gone), 'folder')}, {freed}{' would be freed' if dry_run else ' freed'}\n")
+    for one in in_use:
+        typer.echo(f"{one.kind}/{one.key} stays: somebody has just begun to make it")
+    show_table(_kept(one for one in before if one.why))
+
+
+def _kept(kept: Iterable[Holding]) -> Table:
+    """What stays, by reason."""
+    by_why: dict[str, list[int]] = {}
+    for one in kept:
+        by_why.setdefault(one.why, []).append(one.num_bytes)
+    table = plain_table("stays", "folders", "size", right=("folders", "size"))
+    for why, sizes in by_why.items():
+        table.add_row(why, str(len(sizes)), size(sum(sizes)))
+    return table
+
+
 def _by_time(manifests: Iterable[Manifest]) -> list[Manifest]:
     """Oldest first; of several of one moment, what went into others before these."""
     by_name = {f"{manifest.kind}/{manifest.key}": manifest for manifest in manifests}
@@ -98,9 +143,7 @@ def _by_time(manifests: Iterable[Manifest]) -> list[Manifest]:
 
 def _present(store: Store) -> list[tuple[str, str]]:
     """Kind and key of every artifact folder, whole or not."""
-    folders = sorted(folder for folder in store.root.glob("*/*") if folder.is_dir())
-    names = [(folder.parent.name, folder.name) for folder in folders]
-    return [(kind, key) for kind, key in names if kind != "runs" and not kind.startswith(".")]
+    return [(folder.parent.name, folder.name) for folder in artifact_folders(store)]
 
 
 def _chosen(store: Store, names: list[str]) -> list[tuple[str, str]]:

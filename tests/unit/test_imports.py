@@ -12,7 +12,8 @@ HEAVY = {"torch", "megatron", "transformers", "vllm", "peft", "safetensors", "nu
 
 # fmt: off
 LIGHT_MCORE = (
-    "artifacts", "child", "errors", "folders", "launch", "metrics", "progress", "runs", "select", "supervise",
+    "artifacts", "child", "errors", "folders", "launch", "metrics", "progress", "retention", "runs",
+    "select", "supervise",
     "training_state", "wording",
     "backend.layout", "backend.rope_scaling",
     "bridge.dims", "bridge.families", "bridge.hf_config", "bridge.hf_headers", "bridge.plan", "bridge.rules",
