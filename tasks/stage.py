@@ -38,6 +38,7 @@ from mcore.folders import remove
 from tasks.failure import FAILURE, record_failure
 from tasks.graph import StagePlan
 from tasks.versions import versions_of
+from tasks.watch import watched
 
 P = ParamSpec("P")
 
@@ -116,20 +117,31 @@ class Job:
 
         Raises:
             PipelineError: As there; a `LaunchError` also if the stage's time was up before.
+            Abort: The flow run was cancelled or deleted, and nobody had ended it.
         """
         limit_s = self.run.launch.timeout_of(self.name)
         left_s = None if limit_s is None else self.begin_s + limit_s - time.monotonic()
         if left_s is not None and left_s <= 0:
             raise LaunchError(f"{self.name} took longer than {limit_s:g} s")
-        launch.run(
-            argv,
-            log_path=self.stage_dir / LOG,
-            error_file=self.stage_dir / ERROR,
-            timeout_s=left_s,
-            lock=self.lock,
-            on_line=self.say,
-            **options,
-        )
+        on_tick = options.pop("on_tick", None)
+        with watched() as watch:
+
+            def tick() -> None:
+                if watch is not None:
+                    watch.check()
+                if on_tick is not None:
+                    on_tick()
+
+            launch.run(
+                argv,
+                log_path=self.stage_dir / LOG,
+                error_file=self.stage_dir / ERROR,
+                timeout_s=left_s,
+                lock=self.lock,
+                on_line=self.say,
+                on_tick=tick,
+                **options,
+            )
 
 
 def stage(
