@@ -63,8 +63,8 @@ fmt: setup  ## format and fix what can be fixed
 	.venv/bin/ruff check --fix .
 
 test: setup  ## every test that fits in 15 minutes on 2 cores, no GPU needed
-	OMP_NUM_THREADS=1 .venv/bin/pytest -m "not faults and not layouts" --numprocesses 2 --dist loadfile tests/unit
-	.venv/bin/pytest -m "not faults and not layouts" --ignore tests/unit
+	OMP_NUM_THREADS=1 .venv/bin/pytest -m "not faults and not layouts" --numprocesses 2 --dist loadfile --durations 15 tests/unit
+	.venv/bin/pytest -m "not faults and not layouts" --numprocesses 2 --dist loadfile --durations 15 --ignore tests/unit
 
 test-layouts: setup  ## every family in every layout, on up to eight processes; other versions of megatron-core
 	.venv/bin/pytest -m layouts
