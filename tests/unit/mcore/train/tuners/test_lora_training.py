@@ -184,8 +184,11 @@ def test_an_adapter_that_peft_does_not_read_whole_is_no_proof(tmp_path: Path) ->
     with parallel_processes(Layout()):
         train(tiny_run(tmp_path, **LORA | {"target_modules": ("all-linear",)}), base, tmp_path / "run")
     export(tmp_path / "run", tmp_path / "out", base=base, merge_lora=False)
+    hf, run, proof = tmp_path / "hf-deepseek_v3", tmp_path / "run", tmp_path / "proof"
+    report = verify(hf, run, proof, base=base, adapter=tmp_path / "out")
+    assert not report.passed
     with pytest.raises(ConfigError) as error:
-        verify(tmp_path / "hf-deepseek_v3", tmp_path / "run", tmp_path / "proof", base=base, adapter=tmp_path / "out")
+        report.raise_if_failed()
     assert "PEFT" in str(error.value)
 
 
