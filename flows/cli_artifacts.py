@@ -104,7 +104,8 @@ def gc(
     if not opened.root.is_dir():
         raise ConfigError("there is no store", [Problem(str(opened.root), "a folder", "none")])
     before = holdings(opened, keep_last=keep_last)
-    gone, in_use = [one for one in before if not one.why], []
+    gone = [one for one in before if not one.why]
+    in_use: list[Holding] = []
     if not dry_run:
         gone, in_use = collect(opened, keep_last=keep_last)
     table = plain_table("goes" if dry_run else "gone", "made (UTC)", "size", right=("size",))
