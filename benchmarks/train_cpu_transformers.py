@@ -41,7 +41,9 @@ def main() -> None:
     dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
     data, _ = build_datasets(run.data, config.method, options.model, quiet=True)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32, attn_implementation="sdpa").train()
+    model = AutoModelForCausalLM.from_pretrained(
+        options.model, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
+    ).train()
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(
         parameters,

@@ -346,15 +346,19 @@ def test_a_command_that_does_not_exist_is_named(start):
         start(["no/such/python", "-c", "1"])
 
 
-def test_a_lost_rank_is_infrastructure_whatever_its_peers_report(start):
+def test_a_lost_rank_is_infrastructure_whatever_its_peers_report(start, tmp_path):
     """A real torchrun: one rank is killed, the other reports an unexpected error because of it."""
-    code = """
-        import os, signal, time
+    gone = tmp_path / "gone"
+    code = f"""
+        import os, pathlib, signal, time
         from mcore.child import run_as_child
         def main():
+            gone = pathlib.Path({str(gone)!r})
             if os.environ["RANK"] == "1":
+                gone.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(0.01)
+            while not gone.exists():
+                time.sleep(0.01)
             raise RuntimeError("connection closed by peer")
         run_as_child(main)
     """

@@ -112,6 +112,13 @@ TABLE = {
     "train.cross_entropy_chunk_tokens": (1024, FROM_TRAIN),
     "train.gradient_accumulation_fusion": (True, FROM_TRAIN),
     "train.use_precision_aware_optimizer": (True, FROM_TRAIN),
+    "train.fp8_format": ("hybrid", FROM_TRAIN),
+    "train.fp8_recipe": ({"train.fp8_recipe": "tensorwise", "train.fp8_format": "hybrid"}, FROM_TRAIN),
+    "train.fp8_amax_history_len": ({"train.fp8_amax_history_len": 16, "train.fp8_format": "hybrid"}, FROM_TRAIN),
+    "train.fp8_amax_compute_algo": (
+        {"train.fp8_amax_compute_algo": "most_recent", "train.fp8_format": "hybrid"},
+        FROM_TRAIN,
+    ),
     "train.main_grads_dtype": (
         {"train.main_grads_dtype": "bfloat16", "train.use_precision_aware_optimizer": True},
         FROM_TRAIN,

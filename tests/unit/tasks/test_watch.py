@@ -17,7 +17,7 @@ from tests.unit.tasks import toy_flow
 CODE = "write('pid', str(os.getpid()))\ntime.sleep(600)"
 
 
-@pytest.mark.parametrize("ending", ["cancelled", "deleted"])
+@pytest.mark.parametrize("ending", ["cancelled", pytest.param("deleted", marks=pytest.mark.faults)])
 def test_its_stage_is_ended_and_nothing_is_left(tmp_path: Path, prefect_api_url: str, ending: str) -> None:
     store = tmp_path / "store"
     (store / ".partial").mkdir(parents=True)

@@ -11,7 +11,7 @@ import pytest
 
 from mcore.supervise.processes import ProcessId, descendants, environment_of, send, this_machine
 
-FORKS = "import os, time\nif os.fork() == 0:\n    os.setsid()\nprint(os.getpid(), flush=True)\ntime.sleep(60)"
+FORKS = "import os, time\nif os.fork() == 0:\n    os.setsid()\nos.write(1, b'%d\\n' % os.getpid())\ntime.sleep(60)"
 
 
 def test_a_process_is_alive_until_it_ends_even_before_it_is_collected() -> None:
