@@ -4,10 +4,12 @@ SHELL := /bin/bash
 PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3),python3.11)
 RUN ?= configs/runs/smollm2_135m_cpu.yaml
 
+QUICK := "not faults and not layouts and not long"
+
 # pip's own settings (an index, a cache, wheels on disk) are respected; nothing here names a host.
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup setup-gpu demo check fmt test test-layouts test-faults test-gpu clean
+.PHONY: help setup setup-gpu demo check fmt test test-long test-layouts test-faults test-gpu clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -63,8 +65,11 @@ fmt: setup  ## format and fix what can be fixed
 	.venv/bin/ruff check --fix .
 
 test: setup  ## every test that fits in 15 minutes on 2 cores, no GPU needed
-	OMP_NUM_THREADS=1 .venv/bin/pytest -m "not faults and not layouts" --numprocesses 2 --dist loadfile --durations 15 tests/unit
-	.venv/bin/pytest -m "not faults and not layouts" --numprocesses 2 --dist loadfile --durations 15 --ignore tests/unit
+	OMP_NUM_THREADS=1 .venv/bin/pytest -m $(QUICK) --numprocesses 2 --dist loadfile --durations 15 tests/unit
+	.venv/bin/pytest -m $(QUICK) --numprocesses 2 --dist loadfile --durations 15 --ignore tests/unit
+
+test-long: setup  ## those that would take longer, and are shown shorter among the others
+	.venv/bin/pytest -m long --numprocesses 2 --dist loadfile
 
 test-layouts: setup  ## every family in every layout, on up to eight processes; other versions of megatron-core
 	.venv/bin/pytest -m layouts

@@ -13,6 +13,8 @@ import yaml
 from tests.flows.workspace import raw_run
 from tests.unit.flows.command_line import COMMAND, mcore_flows
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def run_file(workspace, finished):

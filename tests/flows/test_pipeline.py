@@ -115,6 +115,7 @@ def test_adapters_go_the_whole_line_and_lie_beside_the_merged_weights(workspace,
     assert names == {"adapter_config.json", "adapter_model.safetensors"}
 
 
+@pytest.mark.long
 def test_an_adapter_is_proven_served_and_published_by_itself(workspace, finished):
     lora = {"tuner_type": "lora", "train_iters": 60, "save_steps": 30, "lora_alpha": 16, "lr": 1e-2}
     run = raw_run(train=lora, export={"merge_lora": False}) | {"name": "tiny-adapter"}

@@ -196,6 +196,7 @@ def training_processes(store: Path) -> list[psutil.Process]:
     ]
 
 
+@pytest.mark.long
 def test_a_cancelled_run_leaves_no_process_and_can_go_on(server, elsewhere, workspace):
     slow = elsewhere(train={"train_iters": 100_000, "save_steps": 50_000}) | {"name": "cancelled"}
     flow_run = server.start_run(slow)

@@ -13,7 +13,7 @@ from mcore.data.template import RENDER_DATE
 from mcore.errors import EvaluationError
 from tests.vllm.vllm_child import run_with_vllm
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

@@ -313,7 +313,7 @@ def all_models_are_large(monkeypatch):
     monkeypatch.setattr("mcore.bridge.spans.DIRECT_FROM_BYTES", 0)
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
 def test_a_large_model_gives_the_same_bytes(tmp_path, name, num_workers, request):
     write_hf_folder(tmp_path / "hf", name)

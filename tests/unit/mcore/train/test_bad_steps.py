@@ -129,8 +129,8 @@ def test_a_skipped_step_is_as_if_it_had_not_been(folder: Path, base: str) -> Non
     ("policy", "settings"),
     [
         ("skip", {}),
-        pytest.param("rollback", {"async_save": True}, marks=pytest.mark.faults),
-        pytest.param("rollback", {"tuner_type": "lora", "lora_rank": 4}, marks=pytest.mark.faults),
+        pytest.param("rollback", {"async_save": True}, marks=pytest.mark.long),
+        pytest.param("rollback", {"tuner_type": "lora", "lora_rank": 4}, marks=pytest.mark.long),
     ],
 )
 def test_a_run_that_is_stopped_again_and_again_decides_as_before(
