@@ -55,6 +55,25 @@ def run_in_terminal(
     """
     words = [str(word) for word in argv]
     sys.stdout.flush()
+    started: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        if started:
+            started[0].send_signal(signal.SIGTERM)
+        else:
+            early.append(number)
+
+    def left_to_the_child(number: int, frame: FrameType | None) -> None:
+        """The terminal sends it to the child as well; were it ignored here, the child would ignore it too."""
+
+    # Before the start: the child may be up, and a signal on its way, before this process comes to its next line.
+    handlers: dict[signal.Signals, Any] = {signal.SIGTERM: hand_on}
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # in the background
+        handlers[signal.SIGINT] = hand_on if saves else left_to_the_child
+    if saves and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup stays nohup
+        handlers[signal.SIGHUP] = hand_on
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         process = subprocess.Popen(
             words,
@@ -63,18 +82,12 @@ def run_in_terminal(
             start_new_session=saves,
             preexec_fn=_end_with_parent if saves else None,
         )
+        started.append(process)
+        if early:
+            process.send_signal(signal.SIGTERM)
+        status = process.wait()
     except OSError as exc:
         raise _not_started(words[0], exc) from exc
-
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        process.send_signal(signal.SIGTERM)
-
-    handlers: dict[signal.Signals, Any] = {signal.SIGINT: hand_on if saves else signal.SIG_IGN, signal.SIGTERM: hand_on}
-    if saves and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup stays nohup
-        handlers[signal.SIGHUP] = hand_on
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        status = process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

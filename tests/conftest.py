@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 
 from mcore.child import QUIET_ENVIRONMENT
@@ -21,7 +23,14 @@ def prefect_api_url():
     from prefect.settings import PREFECT_API_URL
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
+    with ExitStack() as stack:
+        for attempt in range(3):
+            try:
+                stack.enter_context(prefect_test_harness(server_startup_timeout=120))
+                break
+            except (httpx.TransportError, RuntimeError):  # its port was taken while it started
+                if attempt == 2:
+                    raise
         yield PREFECT_API_URL.value()
 
 
