@@ -19,6 +19,7 @@ from mcore.folders import write_durably
 from mcore.metrics import FILE_NAME as METRICS_FILE
 from mcore.metrics import read_metrics
 from mcore.select import select_checkpoint
+from mcore.wording import duration
 from tasks.loss_curve import data_uri, loss_curve, loss_points
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def report_page(planned: PlannedRun, curve: str | None, error: BaseException | N
     lines = [
         f"# {planned.run.name}: {state}",
         "",
-        f"{datetime.now(UTC).isoformat(sep=' ', timespec='seconds')[:19]} UTC, {_duration(seconds)}, "
+        f"{datetime.now(UTC).isoformat(sep=' ', timespec='seconds')[:19]} UTC, {duration(seconds)}, "
         f"base model `{planned.run.model.source}`.",
         "",
     ]
@@ -183,12 +184,12 @@ def _stage_table(planned: PlannedRun, done: Mapping[str, Outcome], failed: str |
 def _time(planned: PlannedRun, outcome: Outcome) -> str:
     """How long a stage took: in this run, or when what it reused was made."""
     if not outcome.cached:
-        return _duration(outcome.seconds)
+        return duration(outcome.seconds)
     try:
         made = Manifest.read(planned.store.path(outcome.artifact.kind, outcome.artifact.key))
     except (OSError, ValueError):
         return ""  # deleted since
-    return f"made in {_duration(made.duration_s)}"
+    return f"made in {duration(made.duration_s)}"
 
 
 def _figures(metrics: Mapping[str, Any]) -> str:
@@ -315,10 +316,3 @@ def walk(planned: PlannedRun, artifact: ArtifactRef) -> Iterator[Manifest]:
             continue  # a folder of the user's own, or one that was deleted since
         yield manifest
         pending += manifest.inputs.values()
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

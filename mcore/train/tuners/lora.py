@@ -14,6 +14,7 @@ Legend: S sequence, B batch, T tokens, H hidden, O output, R sum of the ranks of
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -70,7 +71,7 @@ class Adapter(torch.nn.Module):
         return torch.cat(parts, dim=-1) * self.scale
 
 
-class LinearAdapter(Adapter):
+class LinearAdapter(Adapter, ABC):
     """On a linear layer, or on one expert of a layer that multiplies several at once.
 
     Args:
@@ -89,13 +90,13 @@ class LinearAdapter(Adapter):
         layer.add_module("lora", self)
         layer.register_forward_hook(self._add, prepend=True)
 
+    @abstractmethod
     def added(self, inputs: Tensor) -> Tensor:
         """What the adapter adds to the output `[…, O]` for an input `[…, H]`, in this rank's part of both."""
-        raise NotImplementedError
 
+    @abstractmethod
     def delta(self) -> Tensor:
         """What the adapter adds to this rank's part of the weight, `[O, H]` in fp64."""
-        raise NotImplementedError
 
     def _add(self, layer: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
         return output[0] + self.added(inputs[0]), output[1]

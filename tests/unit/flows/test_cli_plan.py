@@ -16,16 +16,12 @@ from flows.plan import Decision, decide
 from mcore.artifacts import Store
 from tests.unit.flows.command_line import mcore_flows
 from tests.unit.flows.made_runs import checked_run, commit, finish, many_artifacts
-from tests.unit.tasks.model_folders import listing, write_workspace
+from tests.unit.tasks.model_folders import listing
 
 
-@pytest.fixture
-def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.chdir(tmp_path)
-    run = write_workspace(tmp_path)
-    run["evaluate"]["python"] = "true"
-    (tmp_path / "run.yaml").write_text(json.dumps(run))  # which is YAML
-    return run
+@pytest.fixture(autouse=True)
+def run_file(raw: dict[str, Any]) -> None:
+    Path("run.yaml").write_text(json.dumps(raw))  # which is YAML
 
 
 def decisions(raw: dict[str, Any], **changes: Any) -> dict[str, Decision]:

@@ -10,25 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from flows.run_logs import Follower, follow
 from mcore.folders import remove
 from mcore.runs import begin, current, end
 from tasks.preflight import CheckedRun
 from tests.unit.flows.command_line import COMMAND, mcore_flows
 from tests.unit.flows.made_runs import checked_run, commit, finish, record_of
-from tests.unit.tasks.model_folders import listing, write_workspace
+from tests.unit.tasks.model_folders import listing
 
 TRAINED = {"train": {"iterations": 10, "final_loss": 0.51239, "best_validation_loss": 0.75}}
-
-
-@pytest.fixture
-def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.chdir(tmp_path)
-    run = write_workspace(tmp_path)
-    run["evaluate"]["python"] = "true"
-    return run
 
 
 def flows(*arguments: str) -> str:

@@ -10,15 +10,7 @@ from flows.plan import Decision, decide
 from mcore.artifacts import Manifest, Store, publish_link
 from tasks.graph import StagePlan
 from tasks.preflight import check_run
-from tests.unit.tasks.model_folders import listing, write_rows, write_workspace
-
-
-@pytest.fixture
-def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.chdir(tmp_path)
-    run = write_workspace(tmp_path)
-    run["evaluate"]["python"] = "true"  # the program: nothing is started here, so no vLLM need be asked for
-    return run
+from tests.unit.tasks.model_folders import listing, write_rows
 
 
 def decisions(raw: dict[str, Any], **changes: Any) -> dict[str, Decision]:

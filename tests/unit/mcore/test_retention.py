@@ -7,22 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from mcore.artifacts import Store
 from mcore.retention import TRASH, collect, holdings
 from mcore.runs import begin
 from tests.unit.flows.command_line import mcore_flows
 from tests.unit.flows.made_runs import checked_run, finish, record_of
-from tests.unit.tasks.model_folders import listing, write_workspace
-
-
-@pytest.fixture
-def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.chdir(tmp_path)
-    run = write_workspace(tmp_path)
-    run["evaluate"]["python"] = "true"
-    return run
+from tests.unit.tasks.model_folders import listing
 
 
 def attempt(raw: dict[str, Any], loss: float, **changes: Any) -> dict[str, str]:
