@@ -211,6 +211,8 @@ def _show_ingredients(planned: StagePlan, nearest: Nearest | None) -> None:
     rows: dict[str, Any] = {"version": planned.ingredients["version"]}
     if "source" in planned.ingredients:
         rows["model.source"] = planned.ingredients["source"]
+    if "again" in planned.ingredients:
+        rows["again"] = planned.ingredients["again"]
     rows |= planned.ingredients["config"]
     for name in [*rows, *(name for name in others if name not in rows)]:
         add(name, short(rows.get(name)), short(others[name].before) if name in others else None)

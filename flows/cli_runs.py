@@ -22,7 +22,7 @@ from flows.run_state import STATE_WORDS, STYLES, stage_states, where
 from flows.tables import plain_table, show
 from mcore.artifacts import Store
 from mcore.errors import ConfigError, Problem
-from mcore.runs import RunRecord, current, history, published, run_names
+from mcore.runs import RunRecord, current, history, now, published, run_names
 from mcore.runs import records as all_records
 from mcore.wording import counted, duration, moment, seconds_between
 from tasks.preflight import check_run
@@ -177,10 +177,18 @@ def show_logs(
 
 
 @run_commands.command(rich_help_panel=RUNS)
-def resume(name: Name, store: Folder = STORE) -> None:
+def resume(
+    name: Name,
+    store: Folder = STORE,
+    from_stage: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Make this stage and all behind it again.")
+    ] = None,
+) -> None:
     """Go on with a run by its name: with the settings of its newest attempt, from the folder that it was started in.
 
-    What is whole in the store is reused, and training goes on from its newest complete checkpoint.
+    What is whole in the store is reused, and training goes on from its newest complete checkpoint. With --from a stage
+    and all behind it are made again although the store has them; what is there stays, and what the run has published
+    stays published until the new model has passed every gate.
     """
     opened = Store(store)
     record = known_run(opened, name)
@@ -192,10 +200,15 @@ def resume(name: Name, store: Folder = STORE) -> None:
         problems.append(Problem(name, f"a run of the flow {PIPELINE}", record.flow, "Start that flow again."))
     if not Path(record.folder).is_dir():
         problems.append(Problem(record.folder, "the folder that the run was started in", "none"))
+    stages = [stage.name for stage in record.stages]
+    if from_stage is not None and from_stage not in stages:
+        problems.append(Problem(f"--from {from_stage}", f"a stage of the run: one of {', '.join(stages)}", "none"))
     if problems:
         raise ConfigError("the run can't be resumed", problems)
     os.chdir(record.folder)
     launch = {**record.config["launch"], "store": str(opened.root)}
+    if from_stage is not None:
+        launch["again"] = {**launch.get("again", {}), from_stage: now()}
     checked = check_run({**record.config, "launch": launch})
     go_on_in_own_session()
     from flows.console import run_in_console  # Prefect: more than a second that no other command need wait for

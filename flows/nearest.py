@@ -23,7 +23,7 @@ MODEL_FOLDER = "the model folder"
 class Difference:
     """One ingredient of a key that is other than it was.
 
-    `what` is `version`, `model.source`, a field of the run, or what the input is: a stage, or the model folder.
+    `what` is `version`, `again`, `model.source`, a field of the run, or what the input is: a stage, or the model folder.
     """
 
     what: str
@@ -34,6 +34,8 @@ class Difference:
     def __str__(self) -> str:
         if self.what == "version":
             return f"the stage works in another way (version {self.before} -> {self.now})"
+        if self.what == "again":
+            return f"launch.again: {'not asked for' if self.now is None else short(self.now)}"
         if self.what in FILE_FIELDS:
             return f"{self.what}: other files, or other content"
         return f"{self.what}: {short(self.before)} -> {short(self.now)}"
@@ -93,6 +95,8 @@ def differences(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) ->
         yield Difference("version", before.get("version"), now["version"])
     if before.get("source") != now.get("source"):
         yield Difference("model.source", before.get("source"), now.get("source"))
+    if before.get("again") != now.get("again"):
+        yield Difference("again", before.get("again"), now.get("again"))
     old, new = before.get("config", {}), now["config"]
     for field in sorted({*old, *new}):
         if old.get(field) != new.get(field):

@@ -148,6 +148,9 @@ def stages(run: RunConfig, source: ResolvedSource, store: Store) -> tuple[StageP
         if stage.name == "fetch":
             ingredients["source"] = source.identity
         ingredients["config"] = {name: _ingredient(run, name, store) for name in fields_read(stage)}
+        word = {str(name): word for name, word in run.launch.again.items()}.get(stage.name)
+        if word is not None:
+            ingredients["again"] = word
         proofs = {role: made[name] for role, name in stage.proofs.items()}
         plan = StagePlan(stage.name, stage.kind, digest_of(ingredients), ingredients, inputs | proofs)
         made[stage.name] = plan.artifact

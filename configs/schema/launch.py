@@ -44,6 +44,10 @@ class LaunchConfig(StrictModel):
     """How often a stage is started again after an infrastructure error. A failed gate or a wrong input never is."""
     retry_delay_s: float = Field(default=10.0, ge=0)
     """Seconds before the first retry; doubled each time."""
+    again: dict[StageName, Annotated[str, Field(min_length=1, max_length=100)]] = Field(default_factory=dict)
+    """Stages to make again, with all behind them, although the store has them: each with a word of your own, such as a
+    date. The same word finds what was made for it, another makes the stage once more; earlier artifacts stay. `resume
+    --from` and nightly retraining fill this in."""
     store: str = "store"
     """Folder of the artifact store, relative to the working directory."""
 

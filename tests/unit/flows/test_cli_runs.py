@@ -230,6 +230,14 @@ def test_what_can_not_be_resumed(raw: dict[str, Any]) -> None:
     assert "/nowhere/at/all: expected the folder that the run was started in, found none" in done.stderr
 
 
+def test_a_stage_that_the_run_has_not_can_not_be_made_again(raw: dict[str, Any]) -> None:
+    finish(checked_run(raw))
+    before = listing(Path.cwd())
+    done = mcore_flows("resume", "small", "--from", "publish", cwd=Path.cwd())
+    assert done.returncode == 2 and "--from publish: expected a stage of the run: one of convert," in done.stderr
+    assert listing(Path.cwd()) == before
+
+
 def test_what_became_wrong_since_is_told_before_anything_starts(raw: dict[str, Any]) -> None:
     training(checked_run(raw))
     Path("rows.jsonl").unlink()

@@ -184,3 +184,15 @@ def test_manifests_of_another_time_do_no_harm(raw: dict[str, Any]) -> None:
         (folder / "file").write_text("x")
         store.commit(kind, "odd", inputs={}, input_content={}, ingredients={}, metrics={}, versions={}, duration_s=0)
     assert decisions(raw, train__lr=1.0)["train"].why == "train.lr: 1e-05 -> 1.0"
+
+
+def test_a_stage_that_is_to_be_made_again_and_all_behind_it(raw: dict[str, Any]) -> None:
+    first = make(raw)
+    found = decisions(raw, launch__again={"export": "2026-11-24"})
+    assert running(found) == ["export", "verify_export", "evaluate_tuned", "compare"]
+    assert found["export"].why == "launch.again: 2026-11-24"
+    make(raw, launch__again={"export": "2026-11-24"})
+    assert running(decisions(raw, launch__again={"export": "2026-11-24"})) == []  # the word finds what was made for it
+    assert running(decisions(raw, launch__again={"export": "once more"})) == running(found)
+    former = Store("store").find("export", first["export"].key)
+    assert former is not None and running(decisions(raw)) == []  # and the run itself what was there before

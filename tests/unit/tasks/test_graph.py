@@ -176,6 +176,7 @@ TABLE = {
     "launch.grace_s": (60.0, NOTHING),
     "launch.retries": (5, NOTHING),
     "launch.retry_delay_s": (1.0, NOTHING),
+    "launch.again": ({"launch.again": {"train": "once more"}}, FROM_TRAIN),
     "launch.store": ("elsewhere", NOTHING),
 }
 

@@ -67,6 +67,10 @@ def test_it_is_quick(raw: dict[str, Any]) -> None:
 
 # Changes, and what each of the problems must say.
 WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "a stage to make again that the run has not": (
+        {"launch.again": {"fetch": "once more"}},  # the model is a folder
+        ["launch.again.fetch: expected a stage of the run: one of convert,"],
+    ),
     "an unknown key": ({"train.lrr": 1}, ["train.lrr: unknown key; did you mean train.lr?"]),
     "an unknown group": ({"trian": {}}, ["trian: unknown key; did you mean train?"]),
     "a wrong type": ({"train.lr": "fast"}, ["train.lr: input should be a valid number"]),
