@@ -26,8 +26,9 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from mcore.errors import ArtifactError, Problem
+from mcore.errors import ArtifactError, ConfigError, Problem
 from mcore.folders import fsync_folder, fsync_path, remove, write_durably
+from mcore.store_names import checked_artifact, checked_file, checked_name
 
 MANIFEST = "manifest.json"
 
@@ -100,9 +101,13 @@ class Manifest:
             content = json.loads((folder / MANIFEST).read_text())
             digest = content.pop("sha256")
             manifest = cls(**content)
+            for name in (f"{manifest.kind}/{manifest.key}", *manifest.inputs.values()):
+                checked_artifact(name)
+            for name in manifest.files:
+                checked_file(name)
         except FileNotFoundError:
             raise
-        except (OSError, TypeError, AttributeError, KeyError, ValueError) as exc:
+        except (OSError, TypeError, AttributeError, KeyError, ValueError, ConfigError) as exc:
             raise ValueError(f"can't be read: {exc!r}") from exc
         if _text_digest(content) != digest:
             raise ValueError("content changed since it was made")
@@ -203,16 +208,20 @@ class Store:
         self.digests = DigestCache(self.root / ".digests.json")
 
     def path(self, kind: str, key: str) -> Path:
-        """Where the artifact is, or will be."""
-        return self.root / kind / key
+        """Where the artifact is, or will be.
+
+        Raises:
+            ConfigError: That would not be a place in the store; so say all methods that take a name.
+        """
+        return self.root / checked_name(kind) / checked_name(key)
 
     def partial(self, kind: str, key: str) -> Path:
         """Where the artifact is made. The same path at every attempt, so that training resumes in it."""
-        return self.root / ".partial" / f"{kind}-{key}"
+        return self.root / ".partial" / f"{checked_name(kind)}-{checked_name(key)}"
 
     def run_dir(self, name: str) -> Path:
         """Logs, report and result of a run."""
-        return self.root / "runs" / name
+        return self.root / "runs" / checked_name(name)
 
     def status(self, kind: str, key: str, *, fresh: bool = False) -> Status:
         """Whether the artifact is there and whole.
@@ -222,20 +231,27 @@ class Store:
             key: Its key.
             fresh: Hash every file, also those that seem unchanged.
         """
-        folder = self.path(kind, key)
         try:
+            folder = self.path(kind, key)
             manifest = Manifest.read(folder)
+        except ConfigError as exc:
+            return Status("missing", exc.summary)
         except FileNotFoundError:
             return Status("missing", f"{MANIFEST} is missing") if folder.exists() else Status("missing", "not made yet")
         except ValueError as exc:
             return Status("damaged", f"{MANIFEST}: {exc}")
         if (manifest.kind, manifest.key) != (kind, key):
             return Status("damaged", f"{MANIFEST}: belongs to {manifest.kind}/{manifest.key}")
+        if self._is_elsewhere(folder):
+            return Status("damaged", "replaced by a link")
+        folders = {folder}
         for name, entry in manifest.files.items():
             file = folder / name
             try:
-                if file.is_symlink():
+                above = {path for path in file.parents if path.is_relative_to(folder)} - folders
+                if file.is_symlink() or any(path.is_symlink() for path in above):
                     return Status("damaged", f"{name}: replaced by a link")
+                folders |= above
                 if file.stat().st_size != entry["size"]:
                     return Status("damaged", f"{name}: {file.stat().st_size} bytes, expected {entry['size']}")
                 if self.digests.digest(file, fresh=fresh) != entry["sha256"]:
@@ -284,6 +300,10 @@ class Store:
             ArtifactError: There is nothing to commit, or there are symbolic links in it.
         """
         partial, folder = self.partial(kind, key), self.path(kind, key)
+        elsewhere = [place for place in (partial, folder.parent) if self._is_elsewhere(place)]
+        if elsewhere:
+            problems = [Problem(str(place), "a folder of the store", "a symbolic link") for place in elsewhere]
+            raise ArtifactError(f"{kind}/{key} can't be committed", problems)
         remove(partial / MANIFEST)
         contents = sorted(partial.rglob("*")) if partial.is_dir() else []
         links = [Problem(str(path), "a file or a folder", "a symbolic link") for path in contents if path.is_symlink()]
@@ -321,6 +341,10 @@ class Store:
             self.digests.moved(partial / name, folder / name)
         self.digests.save()
         return self.ref(manifest)
+
+    def _is_elsewhere(self, folder: Path) -> bool:
+        """Whether a folder of the store is, by a symbolic link on the way to it, somewhere else."""
+        return folder.resolve() != self.root.resolve() / folder.relative_to(self.root)
 
     @contextmanager
     def lock(self, kind: str, key: str, *, timeout_s: float = -1) -> Iterator[None]:

@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mcore.artifacts import Manifest, Store
+from mcore.errors import ConfigError
 from mcore.folders import fsync_path, write_durably
+from mcore.store_names import checked_name
 
 RECORD = "run.json"
 HISTORY = "history.jsonl"
@@ -107,8 +109,10 @@ class RunRecord:
             data = json.loads(text)
             stages = tuple(StageRecord(**stage) for stage in data.pop("stages"))
             failure = data.pop("failure")
+            for name in (data["name"], *(stage.name for stage in stages)):  # paths are made of them
+                checked_name(name)
             return cls(**data, stages=stages, failure=None if failure is None else Failure(**failure))
-        except (TypeError, KeyError, AttributeError, ValueError) as exc:
+        except (TypeError, KeyError, AttributeError, ValueError, ConfigError) as exc:
             raise ValueError(f"no record of a run: {exc!r}") from exc
 
 
