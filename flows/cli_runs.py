@@ -29,8 +29,8 @@ from tasks.preflight import check_run
 from tasks.report import REPORT
 
 run_commands = typer.Typer()
-PIPELINE = "pipeline"
-"""Name of the flow that `mcore-flows run` runs."""
+PIPELINES = ("pipeline", "retrain")
+"""Names of the flows that run the whole line."""
 LINES = 40
 """Lines of a log that are shown if nothing else is said."""
 
@@ -196,8 +196,8 @@ def resume(
     if record.state == "running":
         fix = f"Watch it (mcore-flows logs {name} --follow), or end it first."
         problems.append(Problem(name, "a run that has ended", f"process {record.pid} at it", fix))
-    if record.flow != PIPELINE:
-        problems.append(Problem(name, f"a run of the flow {PIPELINE}", record.flow, "Start that flow again."))
+    if record.flow not in PIPELINES:
+        problems.append(Problem(name, f"a run of the flow {PIPELINES[0]}", record.flow, "Start that flow again."))
     if not Path(record.folder).is_dir():
         problems.append(Problem(record.folder, "the folder that the run was started in", "none"))
     stages = [stage.name for stage in record.stages]

@@ -23,7 +23,8 @@ MODEL_FOLDER = "the model folder"
 class Difference:
     """One ingredient of a key that is other than it was.
 
-    `what` is `version`, `again`, `model.source`, a field of the run, or what the input is: a stage, or the model folder.
+    `what` is `version`, `again` (the stage's word in `launch.again`), `model.source`, a field of the run, or what the
+    input is: a stage, or the model folder.
     """
 
     what: str

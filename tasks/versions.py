@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
+
+from mcore.artifacts import digest_of, file_digest
 
 PACKAGES = (
     "mcore-flows",
@@ -43,6 +47,24 @@ def versions_of(python: str) -> dict[str, str]:
     found: dict[str, str] = json.loads(answer.stdout)
     commit = code_commit()
     return found | ({"code": commit} if commit else {})
+
+
+@cache
+def code_digest(*others: str | None) -> str:
+    """Digest of what makes artifacts: the files of this code, and the packages that it runs with.
+
+    A commit would not do: it changes with the documentation, and says nothing of files that differ from it.
+
+    Args:
+        others: Further interpreters whose packages count; None and those that are not there are left out.
+    """
+    checkout = Path(__file__).parents[1]
+    files = sorted(path for package in ("configs", "mcore", "tasks") for path in (checkout / package).rglob("*.py"))
+    interpreters = [sys.executable, *(found for name in others if name is not None and (found := shutil.which(name)))]
+    versions = [
+        {name: version for name, version in versions_of(python).items() if name != "code"} for python in interpreters
+    ]
+    return digest_of({"files": [[str(p.relative_to(checkout)), file_digest(p)] for p in files], "versions": versions})
 
 
 @cache
