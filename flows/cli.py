@@ -19,6 +19,7 @@ from flows.children import go_on_in_own_session
 from flows.cli_artifacts import artifacts
 from flows.cli_from_swift import translation
 from flows.cli_plan import RUNS, plans
+from flows.cli_promote import promotion
 from flows.cli_runs import run_commands
 from flows.cli_stages import stages
 from flows.run_options import Overrides, RunFile, StoreFolder, all_overrides
@@ -54,6 +55,7 @@ def run(run_file: RunFile, overrides: Overrides = None, store: StoreFolder = Non
 
 app.add_typer(plans)
 app.add_typer(run_commands)
+app.add_typer(promotion)
 
 
 @app.command(rich_help_panel=RUNS)

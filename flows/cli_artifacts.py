@@ -57,7 +57,7 @@ def show(
 ) -> None:
     """Print an artifact's manifest as JSON: where it came from, its figures, its files."""
     opened = Store(store)
-    ((kind, key),) = _chosen(opened, [name])
+    ((kind, key),) = named_artifacts(opened, [name])
     status = opened.status(kind, key)
     if status.manifest is None:
         raise ArtifactError("the artifact is damaged", [Problem(f"{kind}/{key}", "a whole artifact", status.why)])
@@ -68,7 +68,7 @@ def show(
 def verify(names: Names = None, store: StoreFolder = STORE) -> None:
     """Read every file of all artifacts, or of those named, and compare it with its checksum."""
     opened = Store(store)
-    chosen = _chosen(opened, names) if names else _present(opened)
+    chosen = named_artifacts(opened, names) if names else _present(opened)
     problems, num_bytes = [], 0
     with progress("verify", len(chosen), "artifacts") as advance:
         for kind, key in chosen:
@@ -147,7 +147,7 @@ def _present(store: Store) -> list[tuple[str, str]]:
     return [(folder.parent.name, folder.name) for folder in artifact_folders(store)]
 
 
-def _chosen(store: Store, names: list[str]) -> list[tuple[str, str]]:
+def named_artifacts(store: Store, names: list[str]) -> list[tuple[str, str]]:
     """The artifacts that are meant, each by one name."""
     chosen, problems, present = [], [], _present(store)
     for name in names:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from prefect import flow
 
 from configs.schema.run import RunConfig
+from tasks.approval import agreed
 from tasks.compare import compare
 from tasks.convert import convert
 from tasks.evaluate import evaluate_base, evaluate_tuned
 from tasks.export import export
 from tasks.fetch import fetch
 from tasks.plan import plan
+from tasks.promote import promote
 from tasks.publish import publish
 from tasks.report import reported
 from tasks.select import select
@@ -71,8 +73,14 @@ def pipeline(run: RunConfig) -> RunResult:
         if run.evaluate is not None:
             base_answers = evaluate_base(planned, model=hf)
             tuned_answers = evaluate_tuned(planned, model=model, proof=tuned_proof, **beside)
-            compare(planned, base=base_answers, tuned=tuned_answers)
+            compared = compare(planned, base=base_answers, tuned=tuned_answers)
 
         # Only a run whose gates all said yes comes here.
         link = publish(planned, tuned)
+
+        # An alias moves to the model if it is better than the one in production, and if whoever is asked agrees.
+        if run.promote is not None:
+            grounds = {"base_proof": base_proof, "proof": tuned_proof, "comparison": compared}
+            agreed(planned, model=tuned, **grounds)
+            promote(planned, model=tuned, **grounds)
     return RunResult(run.name, tuple(planned.outcomes), link)

@@ -1,11 +1,11 @@
 """Which artifacts somebody may still need, and the end of the others, so that nobody ever sees half of one.
 
-Kept, with all that it was made from: what a run published and what judges that; what the newest attempt of each run
-made or would go on from; of the trainings on one base with the same validation rows the best one, with its export; the
-newest of each kind. Whatever is being made, or belongs to a run that is under way, is in use.
+Kept, with all that it was made from: what an alias points to, and what it pointed to before; what a run published and
+what judges that; what the newest attempt of each run made or would go on from; of the trainings on one base with the
+same validation rows the best one, with its export; the newest of each kind. Whatever somebody has the lease of, or belongs to a run that is under way, is in use.
 
-What goes is renamed into `.trash` first, under its own lock, and deleted then. A run registers its needs under the lock
-that decisions are made under (`mcore/runs.py`), so none can start between a decision and the renaming.
+What goes is renamed into `.trash` first, under its own lease, and deleted then. A run registers its needs under the
+lease that decisions are made under (`mcore/runs.py`), so none can start between a decision and the renaming.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from mcore.artifacts import Manifest, Store
 from mcore.errors import ArtifactError
 from mcore.folders import fsync_path, remove
+from mcore.registry.aliases import REGISTRY, registered
 from mcore.runs import (
     REGISTER_LOCK,
     RunRecord,
@@ -33,7 +34,7 @@ from mcore.runs import (
 )
 
 TRASH = ".trash"
-NOT_KINDS = ("runs",)
+NOT_KINDS = ("runs", REGISTRY)
 """Folders of a store that hold no artifacts."""
 
 
@@ -150,6 +151,8 @@ def _reasons(
         if record.state == "running":
             needed = [*(stage.artifact for stage in record.stages), *_inputs(record)]
             keep(f"in use by run {record.name}", [*needed, *lineage(manifests, *needed)])
+    for alias, named in registered(store).items():
+        keep(alias, judged(manifests, lineage(manifests, *named)))
     for name in run_names(store):
         model = published(store, name)
         if model is not None:

@@ -254,5 +254,5 @@ def judged(manifests: Mapping[str, Manifest], made: set[str]) -> set[str]:
     return found & manifests.keys()
 
 
-JUDGING = ("verify", "evaluate", "compare")
+JUDGING = ("verify", "evaluate", "compare", "promote")
 """Kinds of artifacts that a model is not made from, each behind what it needs."""

@@ -90,6 +90,9 @@ STAGES = (
     Stage("evaluate_tuned", "evaluate", {"model": "export"}, _EVALUATION, proofs={"proof": "verify_export"}),
     Stage("compare",        "compare",  {"base": "evaluate_base", "tuned": "evaluate_tuned"},
           ("evaluate.min_pass_rate", "evaluate.max_regression")),
+    Stage("promote",        "promote",
+          {"model": "export", "base_proof": "verify_convert", "proof": "verify_export", "comparison": "compare"},
+          ("promote.alias", "promote.model", "promote.approval", "promote.push")),
 )
 # fmt: on
 """The whole line, each stage behind its inputs."""
@@ -143,6 +146,8 @@ def stages(run: RunConfig, source: ResolvedSource, store: Store) -> tuple[StageP
         evaluates = stage.kind in {"evaluate", "compare"}
         if stage.name in made or (evaluates and run.evaluate is None):
             continue
+        if stage.name == "promote" and run.promote is None:
+            continue
         inputs = {role: made[name] for role, name in inputs_of(stage, run).items()}
         ingredients: dict[str, Any] = {"stage": stage.kind, "version": stage.version, "inputs": inputs}
         if stage.name == "fetch":
@@ -185,6 +190,8 @@ def fields_read(stage: Stage) -> tuple[str, ...]:
 
 
 def _ingredient(run: RunConfig, name: str, store: Store) -> Any:
+    if name == "promote.model":
+        return run.promoted_as
     group, _, field_name = name.partition(".")
     value = getattr(run, group).model_dump(mode="json")[field_name]
     if name == ADAPTER_FIELD and value is not None:

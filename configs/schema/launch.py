@@ -19,6 +19,7 @@ StageName = Literal[
     "evaluate_base",
     "evaluate_tuned",
     "compare",
+    "promote",
 ]
 """The stages of `tasks/graph.py`."""
 

@@ -13,6 +13,7 @@ from configs.schema.evaluate import EvaluateConfig
 from configs.schema.export import ExportConfig
 from configs.schema.launch import LaunchConfig
 from configs.schema.model import ModelConfig
+from configs.schema.promote import PromoteConfig
 from configs.schema.select import SelectConfig
 from configs.schema.train import TrainConfig
 
@@ -39,6 +40,8 @@ class RunConfig(StrictModel):
     """megatron-core to Hugging Face."""
     evaluate: EvaluateConfig | None = None
     """Evaluation in vLLM; left out if unset."""
+    promote: PromoteConfig | None = None
+    """What an alias of the registry moves to when every gate has said yes; no alias moves if unset."""
     launch: LaunchConfig = LaunchConfig()
     """Where and how child processes run."""
 
@@ -78,6 +81,23 @@ class RunConfig(StrictModel):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    @model_validator(mode="after")
+    def _promotion_has_a_gate(self) -> Self:
+        gated = self.evaluate is not None and (
+            self.evaluate.min_pass_rate is not None or self.evaluate.max_regression is not None
+        )
+        if self.promote is not None and not gated:
+            raise ValueError(
+                "promote needs evaluate, with evaluate.min_pass_rate or evaluate.max_regression: without a gate on its "
+                "answers nothing says that a model is good enough"
+            )
+        return self
+
+    @property
+    def promoted_as(self) -> str:
+        """Name that the registry knows the model by."""
+        return (self.promote and self.promote.model) or self.name
 
     @property
     def data_parallel_size(self) -> int:

@@ -8,16 +8,17 @@ import pytest
 
 from configs.schema.evaluate import EvaluateConfig
 from configs.schema.launch import StageName
+from configs.schema.promote import PromoteConfig
 from configs.schema.run import RunConfig
 from mcore.artifacts import Store
 from tasks.graph import LOCAL, STAGES, stages
 
-FROM_SELECT = {"select", "export", "verify_export", "evaluate_tuned", "compare"}
+FROM_SELECT = {"select", "export", "verify_export", "evaluate_tuned", "compare", "promote"}
 FROM_EXPORT = FROM_SELECT - {"select"}
 FROM_TRAIN = {"train"} | FROM_SELECT
 FROM_CONVERT = {"convert", "verify_convert"} | FROM_TRAIN
-PROOFS = {"verify_convert", "verify_export"}
-EVALUATION = {"evaluate_base", "evaluate_tuned", "compare"}
+PROOFS = {"verify_convert", "verify_export", "promote"}
+EVALUATION = {"evaluate_base", "evaluate_tuned", "compare", "promote"}
 EVERYTHING_BEHIND_FETCH = FROM_CONVERT | EVALUATION
 NOTHING: set[str] = set()
 
@@ -29,7 +30,7 @@ BALANCED = {"train.moe_router_load_balancing_type": "aux_loss", "train.moe_aux_l
 
 # Field: (new value, stages whose keys change). Values in a mapping set further fields, where one alone is no valid run.
 TABLE = {
-    "name": ("other", NOTHING),
+    "name": ("other", {"promote"}),  # of runs that give the model no name of its own
     "convert.make_vocab_size_divisible_by": (64, FROM_CONVERT),
     "convert.workers": (2, NOTHING),
     "verify.max_relative_error": (1.0e-5, PROOFS),
@@ -165,10 +166,16 @@ TABLE = {
     "evaluate.torch_dtype": ("bfloat16", EVALUATION),
     "evaluate.max_model_len": (512, EVALUATION),
     "evaluate.max_tokens": (32, EVALUATION),
-    "evaluate.min_pass_rate": (0.5, {"compare"}),
-    "evaluate.max_regression": (0.5, {"compare"}),
+    "evaluate.min_pass_rate": (0.25, {"compare", "promote"}),
+    "evaluate.max_regression": (0.5, {"compare", "promote"}),
     "evaluate.tensor_parallel_size": (2, EVALUATION),
     "evaluate.python": ("other/bin/python", NOTHING),
+    "promote.alias": ("production", {"promote"}),
+    "promote.model": ("other", {"promote"}),
+    "promote.approval": (True, {"promote"}),
+    "promote.timeout_s": (60.0, NOTHING),
+    "promote.push": ("hf:org/name", {"promote"}),
+    "promote.push_secret": ("token", NOTHING),
     "launch.nproc_per_node": (4, FROM_TRAIN),
     "launch.timeout_s": (60.0, NOTHING),
     "launch.stage_timeout_s": ({"launch.stage_timeout_s": {"train": 60.0}}, NOTHING),
@@ -206,7 +213,8 @@ def raw_run() -> dict:
         "model": {"source": "hf:org/name"},
         "data": {"dataset": ["data/rows.jsonl"]},
         "train": {"train_iters": 10},
-        "evaluate": {"suite": "data/suite.yaml"},
+        "evaluate": {"suite": "data/suite.yaml", "min_pass_rate": 0.5},
+        "promote": {"alias": "candidate"},
         "launch": {"nproc_per_node": 2},
     }
 
@@ -235,7 +243,7 @@ def fields_that_can_change() -> set[str]:
     """All fields of a run; a choice of one value is none yet."""
     names = set()
     for group, info in RunConfig.model_fields.items():
-        model = info.annotation if group != "evaluate" else EvaluateConfig
+        model = {"evaluate": EvaluateConfig, "promote": PromoteConfig}.get(group, info.annotation)
         for name, field_info in getattr(model, "model_fields", {}).items():
             if get_origin(field_info.annotation) is not Literal or len(get_args(field_info.annotation)) > 1:
                 names.add(f"{group}.{name}")
@@ -304,7 +312,12 @@ def test_a_moved_file_does_not_count(folder):
 
 
 def test_without_evaluation_its_stages_are_left_out(folder):
-    assert keys(run_with({"evaluate": None})).keys() == keys(run_with({})).keys() - EVALUATION
+    assert keys(run_with({"evaluate": None, "promote": None})).keys() == keys(run_with({})).keys() - EVALUATION
+
+
+def test_without_promotion_all_else_keeps_its_key(folder):
+    promoting = keys(run_with({}))
+    assert keys(run_with({"promote": None})) == {name: key for name, key in promoting.items() if name != "promote"}
 
 
 def test_inputs_and_proofs_come_before_what_they_are_for():
