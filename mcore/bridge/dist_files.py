@@ -217,6 +217,34 @@ def read_dist_tensors(folder: Path) -> dict[str, DistTensor]:
         ) from exc
 
 
+def refuse_code(folder: Path) -> None:
+    """Check that what a checkpoint holds beside tensors are plain values and classes that megatron-core vouches for.
+
+    torch unpickles these objects without asking, and what a pickle names is run. Megatron-core keeps the list of what
+    its own checkpoints name; whoever calls this has imported it.
+
+    Args:
+        folder: The folder of one iteration, which `read_dist_tensors` has read.
+
+    Raises:
+        CheckpointError: Names everything that is not of these; nothing of it was run.
+    """
+    metadata = _RestrictedUnpickler(io.BytesIO((folder / ".metadata").read_bytes())).load()
+    problems = []
+    for index, info in metadata.storage_data.items():
+        if not isinstance(metadata.state_dict_metadata[index.fqn], dcp.BytesStorageMetadata):
+            continue
+        try:
+            with (folder / info.relative_path).open("rb") as file:
+                view = _create_file_view(file, info.offset, info.length)
+                torch.load(cast(IO[bytes], view), map_location="meta", weights_only=True)
+        except Exception as exc:  # damaged bytes may raise anything
+            reason = str(exc).partition("\n")[0]
+            problems.append(Problem(f"{index.fqn} in {folder}", "plain values", f"{type(exc).__name__}: {reason}"))
+    if problems:
+        raise CheckpointError(f"{folder} holds what is not opened", problems)
+
+
 def _tensor(key: str, entry: dcp.TensorStorageMetadata, places: Mapping[Any, Any], folder: Path) -> DistTensor:
     chunks = []
     for chunk in entry.chunks:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import pickle
 import random
 import shutil
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from mcore.backend.layout import Layout
-from mcore.bridge.dist_files import read_dist_tensors
+from mcore.bridge.dist_files import read_dist_tensors, refuse_code
 from mcore.bridge.hf_config import CONFIG_FILE, HF_FOLDER, copy_small_files, read_hf_config
 from mcore.errors import CheckpointError, Problem, SavingError
 from mcore.folders import fsync_folder, fsync_path, write_durably
@@ -150,9 +151,10 @@ def load(folder: Path, training: Training, layout: Layout) -> Position:
         CheckpointError: The checkpoint does not hold what the run needs.
         SavingError: The optimizer did not take what it holds.
     """
-    # torch unpickles whatever `.metadata` names; this refuses all but plain values.
+    # torch unpickles whatever `.metadata` and the objects beside the tensors name; these refuse all but plain values.
     stored = read_dist_tensors(folder)
-    common = dist_checkpointing.load_common_state_dict(str(folder))
+    refuse_code(folder)
+    common = _common_state(folder)
     saved = common["args"]
     copies = getattr(saved, "data_parallel_size", 1) * getattr(saved, "context_parallel_size", 1)
     same_layout = _generators(saved, copies) == _generators(
@@ -178,6 +180,22 @@ def load(folder: Path, training: Training, layout: Layout) -> Position:
     position = Position(**loaded["position"])
     refuse_other_moments(training, folder, stored, updates=position.updates)
     return position
+
+
+def _common_state(folder: Path) -> dict[str, Any]:
+    """What all ranks have in common; megatron-core reads it by torch's allow-list.
+
+    Raises:
+        CheckpointError: It can't be read, or names what is not on the list.
+    """
+    try:
+        common: dict[str, Any] = dist_checkpointing.load_common_state_dict(str(folder))
+    except (OSError, RuntimeError, pickle.UnpicklingError) as exc:
+        found = str(exc).partition("\n")[0]
+        raise CheckpointError(
+            f"{folder} can't be opened", [Problem(str(folder / "common.pt"), "plain values", found)]
+        ) from exc
+    return common
 
 
 def copy_hf_files(hf: Path, hf_config: Mapping[str, Any], output: Path) -> None:

@@ -6,19 +6,29 @@ import ast
 import io
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models
 
+from mcore.backend import parallel
+from mcore.backend.layout import Layout
+from mcore.backend.parallel import parallel_processes
 from mcore.bridge.convert import convert
 from mcore.bridge.export import export
 from mcore.data.template import load_tokenizer
 from mcore.errors import CheckpointError
+from mcore.train import checkpoint
+from mcore.train.base import open_base
+from mcore.train.model import build_training
+from mcore.train.run import train
+from mcore.train.schedule import Schedule
 from mcore.verify.prompts import prompt_set
 from mcore.verify.traces import load_hf_model
 from tests.hf_folders import assert_same_weights, weights_of, write_hf_folder
+from tests.tiny_runs import make_base, tiny_run
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("configs", "flows", "mcore", "tasks", "benchmarks")
@@ -121,3 +131,55 @@ def test_no_pickle_of_a_checkpoint_from_elsewhere_is_opened_freely(tmp_path, nam
         assert name == "common.pt"  # weights do not need it, so it is not opened
         assert_same_weights(weights_of(tmp_path / "back"), weights_of(tmp_path / "hf"))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A checkpoint of a training that may go on: run, base, output."""
+    folder = tmp_path_factory.mktemp("trained")
+    make_base(folder / "base", "llama")
+    run = tiny_run(folder, train_iters=4, save_steps=2, eval_steps=2, save_total_limit=2)
+    with parallel_processes(Layout()):
+        train(run, folder / "base", folder / "output")
+    parallel.stop()
+    return run, folder / "base", folder / "output"
+
+
+def put_into_shard(folder, bomb):
+    """Replace an object of a checkpoint, the generators' states, by another pickle, and say so in its `.metadata`."""
+    path = folder / ".metadata"
+    metadata = pickle.loads(path.read_bytes())
+    (index,) = (index for index in metadata.storage_data if index.fqn.startswith("rng_state"))
+    place = metadata.storage_data[index]
+    whole = io.BytesIO()
+    torch.save(bomb, whole)
+    shard = folder / place.relative_path
+    place.offset, place.length = shard.stat().st_size, len(whole.getvalue())
+    with shard.open("ab") as file:
+        file.write(whole.getvalue())
+    path.write_bytes(pickle.dumps(metadata))
+
+
+@pytest.mark.parametrize("name", ["common.pt", "rng_state", ".metadata"])
+def test_training_does_not_go_on_from_a_checkpoint_that_would_run_code(trained, tmp_path, name):
+    run, base, output = trained
+    theirs = tmp_path / "theirs"
+    shutil.copytree(output, theirs)
+    for folder in theirs.glob("iter_*"):
+        if name == "rng_state":
+            put_into_shard(folder, Bomb(tmp_path / "ran"))
+        elif name == "common.pt":
+            torch.save({"args": Bomb(tmp_path / "ran")}, folder / name)
+        else:
+            (folder / name).write_bytes(
+                pickle.dumps([Bomb(tmp_path / "ran"), pickle.loads((folder / name).read_bytes())])
+            )
+    with parallel_processes(Layout()):
+        training = build_training(run.train, Schedule(4, 3), open_base(base, run), Layout(), has_weights=True)
+        for folder in theirs.glob("iter_*"):
+            with pytest.raises(CheckpointError) as caught:
+                checkpoint.load(folder, training, Layout())
+            assert name in str(caught.value)
+        assert not (tmp_path / "ran").exists()
+        checkpoint.load(output / "iter_0000004", training, Layout())  # our own is taken
+    parallel.stop()
