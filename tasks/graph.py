@@ -135,7 +135,7 @@ def stages(run: RunConfig, source: ResolvedSource, store: Store) -> tuple[StageP
         store: Remembers the digests of files, so that large ones are read once.
 
     Raises:
-        OSError: A file that the run names can't be read (`tasks/preflight.py` reports all of them before).
+        OSError: A file that the run names can't be read (`tasks/preflight/` reports all of them before).
     """
     made: dict[str, str] = {}
     plans = []
@@ -153,6 +153,8 @@ def stages(run: RunConfig, source: ResolvedSource, store: Store) -> tuple[StageP
         if stage.name == "fetch":
             ingredients["source"] = source.identity
         ingredients["config"] = {name: _ingredient(run, name, store) for name in fields_read(stage)}
+        if stage.name == "train" and run.launch.nnodes > 1:
+            ingredients["config"]["launch.nnodes"] = run.launch.nnodes
         word = {str(name): word for name, word in run.launch.again.items()}.get(stage.name)
         if word is not None:
             ingredients["again"] = word

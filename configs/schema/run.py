@@ -48,12 +48,13 @@ class RunConfig(StrictModel):
     @model_validator(mode="after")
     def _layout_divides(self) -> Self:
         problems = layout_problems(
-            self.launch.nproc_per_node,
+            self.launch.num_processes,
             self.train.model_parallel_size,
             self.train.micro_batch_size,
             self.train.global_batch_size,
             expert_parallel_size=self.train.expert_parallel_size,
             interleaved_stages=self.train.interleaved_stages,
+            nnodes=self.launch.nnodes,
         )
         if problems:
             raise ValueError("\n".join(problems))
@@ -102,38 +103,43 @@ class RunConfig(StrictModel):
     @property
     def data_parallel_size(self) -> int:
         """Copies of the model that train on different samples."""
-        return self.launch.nproc_per_node // self.train.model_parallel_size
+        return self.launch.num_processes // self.train.model_parallel_size
 
 
 def layout_problems(
-    nproc_per_node: int,
+    num_processes: int,
     model_parallel_size: int,
     micro_batch_size: int | None,
     global_batch_size: int | None,
     *,
     expert_parallel_size: int = 1,
     interleaved_stages: int = 1,
+    nnodes: int = 1,
 ) -> list[str]:
     """What is wrong between the number of processes, the layout and the batch sizes.
 
     Args:
-        nproc_per_node: Processes.
+        num_processes: Processes on all machines.
         model_parallel_size: Those of them that one copy of the model takes.
         micro_batch_size: Samples a process computes at once; None if that is not known.
         global_batch_size: Samples a step; None if that is not known.
         expert_parallel_size: Processes that one copy of all experts takes.
         interleaved_stages: Pipeline processes, if they have virtual stages; else 1.
+        nnodes: Machines.
     """
     problems = []
-    data_parallel_size, rest = divmod(nproc_per_node, model_parallel_size)
+    data_parallel_size, rest = divmod(num_processes, model_parallel_size)
+    subject = f"launch.nproc_per_node ({num_processes})"
+    if nnodes > 1:
+        subject = f"launch.nnodes x nproc_per_node ({nnodes} x {num_processes // nnodes} = {num_processes})"
     if rest:
         problems.append(
-            f"launch.nproc_per_node ({nproc_per_node}) must be a multiple of tensor_model_parallel_size x "
+            f"{subject} must be a multiple of tensor_model_parallel_size x "
             f"pipeline_model_parallel_size x context_parallel_size ({model_parallel_size})"
         )
-    if nproc_per_node % expert_parallel_size:
+    if num_processes % expert_parallel_size:
         problems.append(
-            f"launch.nproc_per_node ({nproc_per_node}) must be a multiple of expert_tensor_parallel_size x "
+            f"{subject} must be a multiple of expert_tensor_parallel_size x "
             f"expert_model_parallel_size x pipeline_model_parallel_size ({expert_parallel_size})"
         )
     if micro_batch_size is None or global_batch_size is None:

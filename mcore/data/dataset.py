@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -53,19 +53,46 @@ class TokenDataset(Sequence[Sample]):
         self, samples: Sequence[Sample], *, seed: int = 0, shuffle: bool = False, over_length: OverLength = OverLength()
     ) -> None:
         lengths = [len(sample.token_ids) for sample in samples]
-        self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
-        self._ids = np.concatenate([np.empty(0, np.int32), *(np.array(s.token_ids, np.int32) for s in samples)])
-        self._mask = np.concatenate([np.empty(0, np.bool_), *(np.array(s.loss_mask, np.bool_) for s in samples)])
+        self._fill(
+            np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
+            np.concatenate([np.empty(0, np.int32), *(np.array(s.token_ids, np.int32) for s in samples)]),
+            np.concatenate([np.empty(0, np.bool_), *(np.array(s.loss_mask, np.bool_) for s in samples)]),
+        )
         self._places = [sample.place for sample in samples]
         self.seed = seed
         self.shuffle = shuffle
         self.over_length = over_length
-        self.num_tokens = int(self._starts[-1])
-        self.num_trained_tokens = int(self._mask.sum())
-        self.max_tokens = max(lengths, default=0)
-        """Tokens of the longest sample."""
         # An order takes about 0.5 s a million samples, and a step may touch the ends of two epochs.
         self._order = lru_cache(maxsize=2)(self._make_order)
+
+    def _fill(self, starts: np.ndarray, ids: np.ndarray, mask: np.ndarray) -> None:
+        self._starts, self._ids, self._mask = starts, ids, mask
+        self.num_tokens = int(starts[-1])
+        self.num_trained_tokens = int(mask.sum())
+        self.max_tokens = int(np.diff(starts).max(initial=0))
+        """Tokens of the longest sample."""
+
+    def arrays(self) -> list[np.ndarray]:
+        """All its numbers, as flat arrays: where samples start, token ids, masks."""
+        return [self._starts, self._ids, self._mask]
+
+    def description(self) -> dict[str, Any]:
+        """All that is not in `arrays`, as plain values."""
+        return {
+            "places": self._places,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "over_length": self.over_length,
+        }
+
+    @classmethod
+    def of_arrays(cls, description: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> TokenDataset:
+        """The dataset that another process described so."""
+        rest = dict(description)
+        dataset = cls([], seed=rest["seed"], shuffle=rest["shuffle"], over_length=rest["over_length"])
+        dataset._places = rest["places"]
+        dataset._fill(*arrays)
+        return dataset
 
     def __len__(self) -> int:
         return len(self._places)

@@ -87,7 +87,7 @@ def estimate(run: RunConfig, hf_config: Mapping[str, Any], *, engine: bool, on_g
     return estimate_training(
         run.train,
         hf_config,
-        num_processes=run.launch.nproc_per_node,
+        num_processes=run.launch.num_processes,
         row_tokens=run.packing_length or run.data.max_length,
         longest=run.data.max_length,
         padded_vocab_size=_padded(dims_of(hf_config).vocab, run.convert.make_vocab_size_divisible_by),

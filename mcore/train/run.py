@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from mcore.train.packing_options import packing_problems
 from mcore.train.position import Position
 from mcore.train.recompute_options import recompute_problems
 from mcore.train.schedule import Schedule
+from mcore.train.shared_data import read_once
 from mcore.train.stop import StopRequest
 from mcore.train.tuners.options import LoraOptions, adapter_problems
 
@@ -68,7 +70,8 @@ def train(run: RunConfig, base: Path, output: Path, stop: StopRequest | None = N
     start = open_base(base, run)
     parallel.start(layout, seed=config.seed)
     method = import_module(f"mcore.train.methods.{config.method}")
-    data, validation, schedule = _checked(run, layout, start, output, lambda: method.datasets(run.data, start.hf))
+    read = partial(read_once, partial(method.datasets, run.data, start.hf))
+    data, validation, schedule = _checked(run, layout, start, output, read)
     mark = fingerprint(
         config,
         schedule,

@@ -139,7 +139,10 @@ def _layout(raw: Mapping[str, Any], train: TrainConfig | None) -> Layout:
 
 def _layout_problems(raw: Mapping[str, Any], groups: Groups) -> list[Problem]:
     train, launch = groups.train, groups.launch
-    nproc = launch.nproc_per_node if launch else value_of(raw, "launch", LaunchConfig, "nproc_per_node")
+    nnodes, nproc = (
+        getattr(launch, field) if launch else value_of(raw, "launch", LaunchConfig, field)
+        for field in ("nnodes", "nproc_per_node")
+    )
     if nproc is None:
         return []
     micro, total = (
@@ -148,12 +151,13 @@ def _layout_problems(raw: Mapping[str, Any], groups: Groups) -> list[Problem]:
     )
     layout = groups.layout
     found = layout_problems(
-        nproc,
+        (nnodes or 1) * nproc,
         layout.model_parallel_size,
         micro,
         total,
         expert_parallel_size=layout.expert_parallel_size,
         interleaved_stages=train.interleaved_stages if train else 1,
+        nnodes=nnodes or 1,
     )
     return [Problem(text) for text in found]
 
