@@ -17,6 +17,8 @@ from rich.console import Console
 
 from flows.children import go_on_in_own_session
 from flows.cli_artifacts import artifacts
+from flows.cli_bootstrap import bootstraps
+from flows.cli_dataset import dataset
 from flows.cli_from_swift import translation
 from flows.cli_plan import RUNS, plans
 from flows.cli_promote import promotion
@@ -82,6 +84,8 @@ def report(
 app.add_typer(translation)
 app.add_typer(stages)
 app.add_typer(artifacts, name="artifacts", rich_help_panel=RUNS)
+app.add_typer(dataset, name="dataset", rich_help_panel=RUNS)
+app.add_typer(bootstraps)
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ from mcore import launch
 from mcore.artifacts import ArtifactRef, Store
 from mcore.errors import ArtifactError, GateError, LaunchError, PipelineError
 from mcore.folders import remove
+from tasks.events import tell_gate_failed
 from tasks.failure import FAILURE, record_failure
 from tasks.graph import StagePlan
 from tasks.versions import versions_of
@@ -236,6 +237,7 @@ def _reuse_or_make(
         except PipelineError as error:
             if isinstance(error, GateError):
                 _keep_report(job)
+                tell_gate_failed(planned.run.name, plan.name, plan.artifact, error)
             failure = record_failure(error, planned.run, stage=plan.name, attempt=attempt, log=stage_dir / LOG)
             logger.info("%s: %s failure, digest in %s", plan.name, failure.kind, stage_dir / FAILURE)
             raise

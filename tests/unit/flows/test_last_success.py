@@ -83,6 +83,6 @@ def test_the_code_is_in_the_key_of_everything_but_what_is_fetched(raw: dict[str,
 
 def test_a_word_that_is_given_stays_beside_the_code(raw: dict[str, Any]) -> None:
     raw["evaluate"]["python"] = str(VLLM_PYTHON)
-    raw["launch"]["again"] = {"convert": "once more", "train": "too"}
+    raw["launch"] = {"again": {"convert": "once more", "train": "too"}}
     again = of_this_code(RunConfig.model_validate(raw)).launch.again
     assert again["convert"] == f"{again['evaluate_base']} once more" and again["train"] == "too"
