@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mcore.errors import PipelineError
+from mcore.redact import redacted
 from mcore.supervise.processes import PR_SET_PDEATHSIG, PR_SET_PTRACER, PR_SET_PTRACER_ANY, prctl
 
 ERROR_FILE_VARIABLE = "MCORE_FLOWS_ERROR_FILE"
@@ -96,7 +97,7 @@ def _tell_parent(error: PipelineError) -> bool:
     if not error_file:
         return True
     temporary = Path(f"{error_file}.{os.getpid()}")
-    document = json.loads(error.to_json())
+    document = json.loads(redacted(error.to_json()))
     rank = os.environ.get("RANK", "")
     try:
         temporary.write_text(json.dumps(document | ({"rank": int(rank)} if rank.isdigit() else {}), indent=2))

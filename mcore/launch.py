@@ -35,6 +35,7 @@ from mcore.errors import (
     StoppedError,
     error_from_json,
 )
+from mcore.redact import redacted, without_prefect_secrets
 from mcore.supervise.processes import all_pids, environment_of, send
 from mcore.supervise.record import Record, read_record
 
@@ -118,7 +119,7 @@ def run(
         orders += [f"--progress={path}" for path in progress]
         process = subprocess.Popen(
             [sys.executable, "-I", Path(supervise.__file__).with_name("__main__.py"), *orders, "--", *words],
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **QUIET_ENVIRONMENT, **(env or {}),
+            env={**without_prefect_secrets(os.environ), "PYTHONUNBUFFERED": "1", **QUIET_ENVIRONMENT, **(env or {}),
                  ERROR_FILE_VARIABLE: os.fspath(error_file), _MARK: mark},
             cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
@@ -311,7 +312,7 @@ class LineSampler:
             return
         self._tell_left_out()
         self._allowance -= 1
-        self._on_line(line)
+        self._on_line(redacted(line))
 
     def _is_of_a_warning(self, line: str) -> bool:
         """Whether Python's warnings module wrote this: where and what, and below it the line of source, indented."""
@@ -330,7 +331,7 @@ def tail_of(path: Path, offset: int = 0) -> str:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(offset, size - TAIL_BYTES))
         text = file.read().decode(errors="replace")
-    return "\n".join(text.splitlines()[-TAIL_LINES:])
+    return redacted("\n".join(text.splitlines()[-TAIL_LINES:]))
 
 
 def _kill_marked(mark: str) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from mcore.redact import redact_file
 from mcore.supervise.limits import Limits
 from mcore.supervise.oom import oom_kills
 from mcore.supervise.processes import (
@@ -156,6 +157,7 @@ class Supervisor:
             self._pause()
         for number, wait_s in ((signal.SIGTERM, LEFTOVER_GRACE_S), (signal.SIGKILL, KILL_WAIT_S)):
             self._end_descendants(number, wait_s)
+        self._redact_log()
         status = self._status if self._status is not None else -signal.SIGKILL
         status = status if status >= 0 else 128 - status
         self._note(cause=cause, status=status, oom_kills=oom_kills() - self._oom_kills_before)
@@ -184,6 +186,14 @@ class Supervisor:
             return
         _say(f"stacks of {len(files)} processes: {folder}")
         self._note(stacks=str(folder))
+
+    def _redact_log(self) -> None:
+        """Whatever the tree wrote of the environment's secrets is taken out, now that nobody writes any more."""
+        if self._orders.log:
+            try:
+                redact_file(Path(self._orders.log), self._orders.log_offset)
+            except OSError as exc:
+                _say(f"{self._orders.log} can't be searched for secrets: {exc.strerror}")
 
     def _end_descendants(self, number: signal.Signals, wait_s: float) -> None:
         deadline = time.monotonic() + wait_s
