@@ -10,7 +10,7 @@ Only the standard library is imported: the supervisor takes leases, and it start
 from mcore.devices.gpus import Gpu as Gpu
 from mcore.devices.gpus import installed_gpus as installed_gpus
 from mcore.devices.gpus import visible as visible
-from mcore.devices.lease import Lease as Lease
+from mcore.devices.lease import DeviceLease as DeviceLease
 from mcore.devices.lease import holders as holders
 from mcore.devices.request import Device as Device
 from mcore.devices.request import Request as Request

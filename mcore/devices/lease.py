@@ -27,7 +27,7 @@ LOOK_AGAIN_S = 5.0
 """Seconds between two looks at who uses a GPU; locks are looked at every time."""
 
 
-class Lease:
+class DeviceLease:
     """Devices that are held from when `try_take` says so until `release`, or until the last process ends that has them.
 
     Args:
@@ -44,6 +44,13 @@ class Lease:
         self._held: dict[int, Device] = {}
         self.obstacle = ""
         """Why the last try took nothing, for people."""
+
+    @property
+    def wanted(self) -> str:
+        """What is asked for, for people."""
+        named = self._request.devices
+        of = "" if named is None else f" of {', '.join(map(str, named))}"
+        return f"{self._request.count} device{'s' * (self._request.count > 1)}{of}"
 
     @property
     def devices(self) -> list[Device]:
