@@ -2,7 +2,7 @@
 
     <store>/<kind>/<key>/             the artifact's files, and manifest.json, written last
     <store>/.partial/<kind>-<key>/    what is being made; stays after a crash, so that a stage may go on from it
-    <store>/.locks/<kind>-<key>       held while an artifact is being made; the system frees it when its holder dies
+    <store>/.leases/<kind>-<key>/     who makes an artifact, or made it last (`mcore/leases.py`)
     <store>/.digests.json             SHA-256 of files by path, size and change times, so that nothing is read twice
     <store>/runs/<name>/              logs, report and result of a run
 
@@ -24,10 +24,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from mcore.errors import ArtifactError, ConfigError, Problem
 from mcore.folders import fsync_folder, fsync_path, remove, write_durably
+from mcore.leases import Lease, OnWait, held
 from mcore.store_names import checked_artifact, checked_file, checked_name
 
 MANIFEST = "manifest.json"
@@ -283,6 +284,7 @@ class Store:
         metrics: Mapping[str, Any],
         versions: Mapping[str, str],
         duration_s: float,
+        lease: Lease | None = None,
     ) -> ArtifactRef:
         """Turn the finished partial folder into the artifact: manifest last, then one rename.
 
@@ -295,9 +297,11 @@ class Store:
             metrics: Figures worth showing.
             versions: Package versions and code commit.
             duration_s: Seconds it took.
+            lease: The lease under which it was made, asked right before it is put in place.
 
         Raises:
             ArtifactError: There is nothing to commit, or there are symbolic links in it.
+            FencedError: Another run has taken the lease over.
         """
         partial, folder = self.partial(kind, key), self.path(kind, key)
         elsewhere = [place for place in (partial, folder.parent) if self._is_elsewhere(place)]
@@ -331,6 +335,8 @@ class Store:
         damaged = partial.with_name(f"{partial.name}.damaged")
         remove(damaged)
         folder.parent.mkdir(parents=True, exist_ok=True)
+        if lease is not None:
+            lease.renew()
         if os.path.lexists(folder):  # damaged or outdated, or we would not be here
             folder.rename(damaged)
         partial.rename(folder)
@@ -346,24 +352,40 @@ class Store:
         """Whether a folder of the store is, by a symbolic link on the way to it, somewhere else."""
         return folder.resolve() != self.root.resolve() / folder.relative_to(self.root)
 
+    def lease_folder(self, kind: str, key: str) -> Path:
+        """Where it is written who makes the artifact, or has the name."""
+        return self.root / ".leases" / f"{checked_name(kind)}-{checked_name(key)}"
+
     @contextmanager
-    def lock(self, kind: str, key: str, *, timeout_s: float = -1) -> Iterator[None]:
-        """Hold the right to make an artifact. The lock is the kernel's (flock): a dead holder never blocks.
+    def lock(
+        self,
+        kind: str,
+        key: str,
+        *,
+        timeout_s: float = -1,
+        run: str = "",
+        flow_run: str = "",
+        log_folder: Path | None = None,
+        on_wait: OnWait | None = None,
+    ) -> Iterator[Lease]:
+        """Hold the right to make an artifact, or a name, for the block: a lease, which no dead holder keeps.
+
+        Args:
+            kind: Kind of artifact.
+            key: Its key.
+            timeout_s: Seconds to wait for another holder; without end if negative.
+            run: Name of the run, for others to see.
+            flow_run: Id of its flow run.
+            log_folder: Where its log will be.
+            on_wait: Called several times a second with who holds it; may raise.
 
         Raises:
             ArtifactError: Another run held it for longer than `timeout_s`.
         """
-        path = self.root / ".locks" / f"{kind}-{key}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=timeout_s)
-        except Timeout as exc:
-            raise ArtifactError(f"{kind}/{key} is being made by another run", [f"lock {path}"]) from exc
-        try:
-            yield
-        finally:
-            lock.release()
+        folder = self.lease_folder(kind, key)
+        options = {"run": run, "flow_run": flow_run, "log_folder": log_folder, "timeout_s": timeout_s}
+        with held(folder, **options, on_wait=on_wait) as lease:
+            yield lease
 
     def manifests(self) -> Iterator[Manifest]:
         """All artifacts with a readable manifest, their files not checked."""

@@ -15,6 +15,7 @@
     ├── SavingError                               training's state was not saved, or not loaded as it was saved
     ├── EvaluationError                           the evaluation engine failed
     ├── ArtifactError                             the artifact store can't do what was asked
+    │   └── FencedError                           another run has taken over what this one was making
     └── LaunchError                               a child process ended badly
         └── InfrastructureError                   … for a reason that a retry may cure (killed, lost, I/O)
             └── StoppedError      exit status 75  … because it was asked to; it goes on when started again
@@ -157,6 +158,10 @@ class EvaluationError(PipelineError):
 
 class ArtifactError(PipelineError):
     """The artifact store can't do what was asked."""
+
+
+class FencedError(ArtifactError):
+    """Another run has taken over what this one was making, so this one must not publish it."""
 
 
 class LaunchError(PipelineError):

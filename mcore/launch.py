@@ -16,12 +16,15 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from mcore import supervise
+from mcore.attach import Attached, attach, command_digest
 from mcore.child import ERROR_FILE_VARIABLE, QUIET_ENVIRONMENT
+from mcore.devices import Request
 from mcore.errors import (
     EXIT_GATE,
     EXIT_INPUT,
@@ -35,7 +38,9 @@ from mcore.errors import (
     StoppedError,
     error_from_json,
 )
+from mcore.leases import Lease
 from mcore.redact import redacted, without_prefect_secrets
+from mcore.supervise.claims import Work
 from mcore.supervise.processes import all_pids, environment_of, send
 from mcore.supervise.record import Record, read_record
 
@@ -70,7 +75,9 @@ def run(
     stall_timeout_s: float | None = None,
     progress: Sequence[Path] = (),
     grace_s: float = GRACE_S,
-    lock: Path | None = None,
+    lease: Lease | None = None,
+    reattach_s: float = 0.0,
+    devices: Request | None = None,
     on_line: Callable[[str], None] | None = None,
     on_tick: Callable[[], None] | None = None,
 ) -> None:
@@ -89,7 +96,10 @@ def run(
         stall_timeout_s: Seconds in which nothing of `progress` may change; then its stacks are written beside the log.
         progress: Files and folders that change while it comes further.
         grace_s: Seconds its processes get to end by themselves when they are asked to.
-        lock: File that is locked while any of its processes lives; waited for before the start.
+        lease: The lease that it works under. If a supervisor of a former holder is at just this command, that is
+            followed to its end in place of a start.
+        reattach_s: Seconds that it goes on if this process is lost, so that another may follow it.
+        devices: Devices that it needs; waited for, and held while it lives. CUDA_VISIBLE_DEVICES names them then.
         on_line: Gets a sample of the lines of output, as they come.
         on_tick: Called several times a second while the command runs.
 
@@ -98,31 +108,27 @@ def run(
         InfrastructureError: It was killed, stood still, or some of its processes were lost.
         LaunchError: It ended otherwise than well, or took too long.
     """
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    error_file.unlink(missing_ok=True)
     words = [os.fspath(word) for word in argv]
-    name = _name(words)
-    mark = uuid.uuid4().hex
-    record_file = log_path.with_name(RECORD)
-    record_file.unlink(missing_ok=True)
-    with log_path.open("a") as log:
-        log.write(f"$ {shlex.join(words)}\n")
-        log.flush()
-        start = log.tell()
-        sampler = LineSampler(log_path, start, on_line or (lambda line: None))
-        options = {
-            "--parent": os.getpid(), "--grace-s": grace_s, "--record": record_file, "--lock": lock,
-            "--timeout-s": timeout_s, "--stall-timeout-s": stall_timeout_s, "--stacks": log_path.with_name(STACKS),
-            "--log": log_path, "--log-offset": start,
+    name, command = _name(words), command_digest(words, log_path.parent)
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    work = None if lease is None else attach(lease, command, on_tick)
+    if work is not None:
+        execution = _follow(work, log_path, on_tick)
+        (on_line or _nobody)(f"going on with {name}, which is under way in process {work.supervisor.pid}")
+    else:
+        error_file.unlink(missing_ok=True)
+        options: dict[str, object] = {
+            "--grace-s": grace_s, "--timeout-s": timeout_s, "--stall-timeout-s": stall_timeout_s,
+            "--stacks": log_path.with_name(STACKS), "--error-file": error_file, "--command-digest": command,
+            "--reattach-s": reattach_s, "--devices": None if devices is None else devices.to_json(),
         }  # fmt: skip
+        if lease is not None:
+            options |= {"--lease": lease.folder, "--token": lease.claim.token}
         orders = [f"{name}={value}" for name, value in options.items() if value is not None]
         orders += [f"--progress={path}" for path in progress]
-        process = subprocess.Popen(
-            [sys.executable, "-I", Path(supervise.__file__).with_name("__main__.py"), *orders, "--", *words],
-            env={**without_prefect_secrets(os.environ), "PYTHONUNBUFFERED": "1", **QUIET_ENVIRONMENT, **(env or {}),
-                 ERROR_FILE_VARIABLE: os.fspath(error_file), _MARK: mark},
-            cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+        execution = _start(words, orders, log_path, error_file, cwd, env)
+    process = execution.process
+    sampler = LineSampler(execution.log_path, execution.seen, on_line or _nobody)
     try:
         with _hear_ctrl_c() as heard:
             _watch(process, sampler, on_tick, must_stop=heard)
@@ -134,14 +140,72 @@ def run(
         _end(process, LEAVE_S)
         raise
     sampler.read(final=True)
-    tail = tail_of(log_path, start)
-    record = read_record(record_file)
+    tail = tail_of(execution.log_path, execution.offset)
+    record = read_record(execution.record_file)
     if record is not None and record.cause in {"timeout", "stalled"}:
         raise _limit_error(name, record, timeout_s if record.cause == "timeout" else stall_timeout_s, tail)
-    if process.returncode < 0:
-        _kill_marked(mark)
-    if process.returncode != 0:
-        raise _error(name, process.returncode, log_path, tail, error_file)
+    returncode = process.returncode
+    assert returncode is not None
+    if returncode < 0:
+        _kill_marked(execution.mark)
+    if returncode != 0:
+        raise _error(name, returncode, execution.log_path, tail, execution.error_file)
+
+
+@dataclass(frozen=True, slots=True)
+class _Execution:
+    """A supervisor at work: from `offset` on its command's output is in the log, of which `seen` bytes are old news."""
+
+    process: subprocess.Popen[bytes] | Attached
+    log_path: Path
+    offset: int
+    seen: int
+    record_file: Path
+    error_file: Path
+    mark: str
+
+
+def _start(
+    words: Sequence[str], orders: Sequence[str], log_path: Path, error_file: Path, cwd: Path | None,
+    env: Mapping[str, str] | None,
+) -> _Execution:  # fmt: skip
+    mark = uuid.uuid4().hex
+    record_file = log_path.with_name(RECORD)
+    record_file.unlink(missing_ok=True)
+    with log_path.open("a") as log:
+        log.write(f"$ {shlex.join(words)}\n")
+        log.flush()
+        start = log.tell()
+        whose = {"--parent": os.getpid(), "--record": record_file, "--log": log_path, "--log-offset": start}
+        process = subprocess.Popen(
+            [sys.executable, "-I", Path(supervise.__file__).with_name("__main__.py"),
+             *(f"{name}={value}" for name, value in whose.items()), *orders, "--", *words],
+            env={**without_prefect_secrets(os.environ), "PYTHONUNBUFFERED": "1", **QUIET_ENVIRONMENT, **(env or {}),
+                 ERROR_FILE_VARIABLE: os.fspath(error_file), _MARK: mark},
+            cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    return _Execution(process, log_path, start, start, record_file, error_file, mark)
+
+
+def _follow(work: Work, log_path: Path, on_tick: Callable[[], None] | None) -> _Execution:
+    """The execution that a former holder's supervisor has under way, with its log wherever that is."""
+    record_file, attached = Path(work.record), Attached(work)
+    while (record := read_record(record_file)) is None or record.supervisor != work.supervisor:
+        with suppress(subprocess.TimeoutExpired):  # it has only just started, or waits for devices
+            attached.wait(POLL_S)
+            break
+        if on_tick is not None:
+            on_tick()
+    its_log, offset = (Path(record.log), record.log_offset) if record is not None else (log_path, 0)
+    with log_path.open("a") as log:
+        log.write(f"went on with process {work.supervisor.pid}; its output is in {its_log}\n")
+    mark = environment_of(work.supervisor.pid).get(_MARK.encode(), b"none").decode()
+    seen = its_log.stat().st_size if its_log.exists() else 0
+    return _Execution(attached, its_log, offset, seen, record_file, Path(work.error_file), mark)
+
+
+def _nobody(line: str) -> None:
+    """Nobody listens."""
 
 
 @contextmanager
@@ -170,7 +234,7 @@ def _hear_ctrl_c() -> Iterator[Callable[[], bool]]:
 
 
 def _watch(
-    process: subprocess.Popen[bytes],
+    process: subprocess.Popen[bytes] | Attached,
     sampler: LineSampler,
     on_tick: Callable[[], None] | None = None,
     *,
@@ -195,12 +259,12 @@ def _watch(
             raise KeyboardInterrupt
 
 
-def _end(process: subprocess.Popen[bytes], wait_s: float) -> None:
+def _end(process: subprocess.Popen[bytes] | Attached, wait_s: float) -> None:
     process.terminate()
     try:
         process.wait(timeout=wait_s)
     except subprocess.TimeoutExpired:
-        return  # the supervisor goes on ending its tree, and holds the lock until it has
+        return  # the supervisor goes on ending its tree, and is seen in the lease until it has
 
 
 def _limit_error(name: str, record: Record, limit_s: float | None, tail: str) -> PipelineError:

@@ -2,7 +2,8 @@
 
 Kept, with all that it was made from: what an alias points to, and what it pointed to before; what a run published and
 what judges that; what the newest attempt of each run made or would go on from; of the trainings on one base with the
-same validation rows the best one, with its export; the newest of each kind. Whatever somebody has the lease of, or belongs to a run that is under way, is in use.
+same validation rows the best one, with its export; the newest of each kind. Whatever somebody has the lease of, or
+belongs to a run that is under way, is in use.
 
 What goes is renamed into `.trash` first, under its own lease, and deleted then. A run registers its needs under the
 lease that decisions are made under (`mcore/runs.py`), so none can start between a decision and the renaming.
@@ -25,7 +26,6 @@ from mcore.runs import (
     REGISTER_LOCK,
     RunRecord,
     is_being_made,
-    is_locked,
     judged,
     lineage,
     published,
@@ -126,10 +126,12 @@ def collect(store: Store, *, keep_last: int) -> tuple[list[Holding], list[Holdin
 
 def _set_aside(store: Store, holding: Holding, place: Path) -> bool:
     """Rename a folder out of sight; False if somebody makes it anew right now."""
-    if is_locked(store.root / ".locks" / f"{holding.kind}-{holding.key}.processes"):
+    if is_being_made(store, holding.kind, holding.key):
         return False
     try:
-        with store.lock(holding.kind, holding.key, timeout_s=0):
+        with store.lock(holding.kind, holding.key, timeout_s=0) as lease:
+            if lease.adopted is not None:
+                return False
             place.parent.mkdir(exist_ok=True)
             holding.path.rename(place)
     except ArtifactError:

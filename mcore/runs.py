@@ -6,12 +6,11 @@
     <store>/runs/<name>/model           link to what the run published
 
 The record tells what was meant and how it ended; what is there is told by the store, and whether a run is under way by
-the lock that it holds. So a run that was killed, which could write no more, is seen as what it is.
+the lease that it holds. So a run that was killed, which could write no more, is seen as what it is.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -23,7 +22,9 @@ from typing import Any, Literal
 from mcore.artifacts import Manifest, Store
 from mcore.errors import ConfigError
 from mcore.folders import fsync_path, write_durably
+from mcore.leases import holder
 from mcore.store_names import checked_name
+from mcore.supervise.claims import Claim
 
 RECORD = "run.json"
 HISTORY = "history.jsonl"
@@ -194,32 +195,17 @@ def records(store: Store) -> Iterator[RunRecord]:
 
 def is_under_way(store: Store, name: str) -> bool:
     """Whether a process holds the run's name."""
-    return is_locked(store.root / ".locks" / f"run-{name}")
+    return holder(store.lease_folder("run", name)) is not None
 
 
 def is_being_made(store: Store, kind: str, key: str) -> bool:
     """Whether a run makes this artifact now, or processes of one that was killed are still ending."""
-    lock = store.root / ".locks" / f"{kind}-{key}"
-    return is_locked(lock) or is_locked(lock.with_name(f"{lock.name}.processes"))
+    return maker(store, kind, key) is not None
 
 
-def is_locked(path: Path) -> bool:
-    """Whether another process holds a lock, asked without writing anything.
-
-    The kernel grants a shared lock for an instant if nobody does. Who tries for the lock in that instant finds it taken
-    and waits for it, which then takes no time.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+def maker(store: Store, kind: str, key: str) -> Claim | None:
+    """Who makes this artifact now, or whose processes are still at it; None if nobody does."""
+    return holder(store.lease_folder(kind, key))
 
 
 def published(store: Store, name: str) -> str | None:

@@ -17,8 +17,8 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
@@ -33,8 +33,11 @@ from prefect.tasks import exponential_backoff
 from configs.schema.run import RunConfig
 from mcore import launch
 from mcore.artifacts import ArtifactRef, Store
-from mcore.errors import ArtifactError, GateError, LaunchError, PipelineError
+from mcore.errors import GateError, LaunchError, PipelineError
 from mcore.folders import remove
+from mcore.leases import Lease
+from tasks.attach import start_or_attach
+from tasks.devices import deployment_slots, request_of
 from tasks.events import tell_gate_failed
 from tasks.failure import FAILURE, record_failure
 from tasks.graph import StagePlan
@@ -93,7 +96,7 @@ class Job:
         ingredients: What the artifact's key was made of.
         output: The folder to make. A stage that goes on from what an earlier attempt left finds that here.
         stage_dir: Where the log goes.
-        lock: Held while any process of the stage lives.
+        lease: The right to make it, under which its processes work.
         interpreter: Python of the environment that the stage runs in.
         say: Takes a line for the flow's log.
         begin_s: When it began (`time.monotonic`), which its time limit is counted from.
@@ -104,7 +107,7 @@ class Job:
     ingredients: Mapping[str, Any]
     output: Path
     stage_dir: Path
-    lock: Path
+    lease: Lease | None
     interpreter: str
     say: Callable[[str], None]
     begin_s: float = field(default_factory=time.monotonic)
@@ -114,7 +117,7 @@ class Job:
         self.launch([self.interpreter, "-m", module, *map(str, arguments)], **options)
 
     def launch(self, argv: list[str], **options: Any) -> None:
-        """Run a command to its end; options as in `mcore.launch.run`.
+        """Run a command to its end; options as in `mcore.launch.run`, and `num_devices`, which it waits for.
 
         Raises:
             PipelineError: As there; a `LaunchError` also if the stage's time was up before.
@@ -125,7 +128,11 @@ class Job:
         if left_s is not None and left_s <= 0:
             raise LaunchError(f"{self.name} took longer than {limit_s:g} s")
         on_tick = options.pop("on_tick", None)
-        with watched() as watch:
+        num_devices = options.pop("num_devices", 0)
+        if num_devices:
+            options["devices"] = request_of(self.run.launch, num_devices, f"run {self.run.name}, {self.name}")
+        with ExitStack() as held:
+            watch = held.enter_context(watched())
 
             def tick() -> None:
                 if watch is not None:
@@ -133,12 +140,17 @@ class Job:
                 if on_tick is not None:
                     on_tick()
 
+            # Whoever goes on with the command of a killed run has no slots: those were that run's.
+            if num_devices and (self.lease is None or self.lease.adopted is None):
+                check = watch.check if watch is not None else (lambda: None)
+                held.enter_context(deployment_slots(options["devices"], self.say, check))
             launch.run(
                 argv,
                 log_path=self.stage_dir / LOG,
                 error_file=self.stage_dir / ERROR,
                 timeout_s=left_s,
-                lock=self.lock,
+                lease=self.lease,
+                reattach_s=self.run.launch.reattach_s,
                 on_line=self.say,
                 on_tick=tick,
                 **options,
@@ -202,7 +214,7 @@ def _reuse_or_make(
 ) -> State[ArtifactRef] | ArtifactRef:
     logger, store, stage_dir = get_run_logger(), planned.store, planned.stage_dir(plan.name)
     attempt = current_task_run.run_count or 1
-    with _locked(store, plan, logger.info):
+    with start_or_attach(planned, plan, logger.info) as lease:
         status = store.status(plan.kind, plan.key)
         # An input that was lost and made again may have come out otherwise: training on a GPU does. Proofs say nothing
         # about content.
@@ -217,7 +229,7 @@ def _reuse_or_make(
         if status.state == "damaged":
             logger.warning("%s is damaged and made again: %s", plan.artifact, status.why)
         logger.info("%s: started%s", plan.name, "" if attempt == 1 else f" again, attempt {attempt}")
-        if attempt == 1:
+        if attempt == 1 and lease.adopted is None:
             remove(stage_dir)  # what an earlier run of this name left
         stage_dir.mkdir(parents=True, exist_ok=True)
         job = Job(
@@ -226,7 +238,7 @@ def _reuse_or_make(
             ingredients=plan.ingredients,
             output=store.partial(plan.kind, plan.key),
             stage_dir=stage_dir,
-            lock=store.root / ".locks" / f"{plan.kind}-{plan.key}.processes",
+            lease=lease,
             interpreter=interpreter,
             say=logger.info,
         )
@@ -252,19 +264,8 @@ def _reuse_or_make(
             metrics=_figures(job.output),
             versions=versions,
             duration_s=time.monotonic() - begin,
+            lease=lease,
         )
-
-
-@contextmanager
-def _locked(store: Store, plan: StagePlan, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the right to make the artifact; tell if another run has it first."""
-    with ExitStack() as held:
-        try:
-            held.enter_context(store.lock(plan.kind, plan.key, timeout_s=0))
-        except ArtifactError:
-            say(f"another run is making {plan.artifact}; waiting for it")
-            held.enter_context(store.lock(plan.kind, plan.key))
-        yield
 
 
 def _figures(output: Path) -> dict[str, Any]:

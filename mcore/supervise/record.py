@@ -20,8 +20,9 @@ HEARTBEAT_S = 5.0
 LOST_AFTER_S = 60.0
 """Seconds without a sign of life after which a process of another machine counts as lost."""
 
-Cause = Literal["exited", "asked", "abandoned", "timeout", "stalled"]
-"""Why a command ended: by itself, because somebody asked for it, because nobody was left to work for, or at a limit."""
+Cause = Literal["exited", "asked", "abandoned", "fenced", "timeout", "stalled"]
+"""Why a command ended: by itself, because somebody asked for it, because nobody was left to work for, because another
+machine had taken its lease over, or at a limit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,18 @@
 """Runs one command and ends everything that came of it.
 
-The tree is ended when the supervisor gets SIGTERM, when its parent is gone, when a limit is over, or when the command
-itself has ended and left something behind. First the command alone is asked to end (SIGTERM): it knows best how to tell
-its own processes, and a training process that saves must not lose the helpers it saves with. After the grace,
-everything that is left is asked, then killed. The grace is the supervisor's own: a parent that is killed early does not
-cut short a process that is saving.
+The tree is ended when the supervisor gets SIGTERM, when nobody is left to work for (`duty.py`), when a limit is over,
+or when the command itself has ended and left something behind. First the command alone is asked to end (SIGTERM): it
+knows best how to tell its own processes, and a training process that saves must not lose the helpers it saves with.
+After the grace, everything that is left is asked, then killed. The grace is the supervisor's own: a parent that is
+killed early does not cut short a process that is saving.
 
-The lock is held as long as the tree lives, so a new run that wants the same output folder waits for it, also if the run
-before was killed.
+As long as the tree lives it is seen in the lease that it works under, so a new run that wants the same output folder
+takes it over or waits for its end, also if the run before was killed. If another machine has the lease meanwhile, the
+tree is killed at once: what it would still save is another's to write.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import signal
@@ -24,7 +24,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from mcore.devices import DeviceLease, Request
 from mcore.redact import redact_file
+from mcore.supervise.duty import Duty, LeaseOrders
 from mcore.supervise.limits import Limits
 from mcore.supervise.oom import oom_kills
 from mcore.supervise.processes import (
@@ -45,6 +47,7 @@ KILL_WAIT_S = 5.0
 """Seconds for killed processes to vanish; one in an uninterruptible system call may take longer."""
 STALLED_GRACE_S = 10.0
 """Seconds, at most, for a command that stands still: it will hardly save any more."""
+EXIT_NOT_WRITTEN = 1
 EXIT_NOT_FOUND = 127
 
 
@@ -56,25 +59,27 @@ class Orders:
         parent: Process id of who it works for.
         grace_s: Seconds for the command to end by itself when it is asked to.
         record: File that tells others (`record.py`).
-        lock: File that is locked while the tree lives.
+        lease: The lease that it works under.
         timeout_s: Seconds that the command may take.
         stall_timeout_s: Seconds in which `progress` may stay as it is.
         progress: Files and folders that change while the command comes further.
         stacks: Folder for the stacks of a command that stands still.
         log: File that its output goes to.
         log_offset: Where its output begins there.
+        devices: Devices that the command needs; waited for before its start, and no limit counts meanwhile.
     """
 
     parent: int
     grace_s: float
     record: Path
-    lock: Path | None = None
+    lease: LeaseOrders | None = None
     timeout_s: float | None = None
     stall_timeout_s: float | None = None
     progress: tuple[Path, ...] = ()
     stacks: Path | None = None
     log: str = ""
     log_offset: int = 0
+    devices: Request | None = None
 
 
 class Supervisor:
@@ -82,6 +87,8 @@ class Supervisor:
 
     def __init__(self, orders: Orders) -> None:
         self._orders = orders
+        self._duty = Duty(orders.parent, orders.lease)
+        self._devices = DeviceLease(orders.devices) if orders.devices is not None else None
         self._asked_to_stop = False
         self._command = -1
         self._status: int | None = None
@@ -100,47 +107,63 @@ class Supervisor:
         """Why it must stop, if it must: somebody asked for it, or there is nobody left to work for."""
         if self._asked_to_stop:
             return "asked"
-        return "abandoned" if os.getppid() != self._orders.parent else None
+        return self._duty.over()
 
     def work(self, command: list[str]) -> int:
-        """Take the lock, then run the command to its end, or end it.
+        """Run the command to its end, or end it.
 
         Returns:
             Its exit status, or 128 plus the signal that ended it.
         """
-        lock = self._wait_for_lock(self._orders.lock) if self._orders.lock else None
-        if self._reason() is not None:
-            return 128 + signal.SIGTERM
         try:
-            return self._run(command)
+            begun = self._duty.begin(self._orders.record)
+        except OSError as exc:
+            _say(f"that work begins can't be written down: {exc}")
+            return EXIT_NOT_WRITTEN
+        try:
+            may_run = begun and self._take_devices(command) and self._reason() is None
+            return self._run(command) if may_run else 128 + signal.SIGTERM
         finally:
-            if lock is not None:
-                os.close(lock)
+            if self._devices is not None:
+                self._devices.release()
+            self._duty.end()
 
-    def _wait_for_lock(self, path: Path) -> int | None:
-        """The descriptor that holds the lock; None if the end came first."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-        told = False
-        while self._reason() is None:
+    def _take_devices(self, command: list[str]) -> bool:
+        """Wait for the devices that are asked for, and tell for whom; False if the end came first."""
+        lease = self._devices
+        if lease is None:
+            return True
+        told = ""
+        while (reason := self._reason()) is None:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return descriptor
-            except BlockingIOError:
-                if not told:
-                    _say("waiting for the processes of an earlier run to end")
-                    told = True
-                time.sleep(POLL_S)
-        os.close(descriptor)
-        return None
+                if lease.try_take():
+                    break
+            except OSError as exc:
+                _say(f"no device can be leased: {exc}")
+                return False
+            if not told:
+                self._begin_record(command)  # others see that it is alive
+            if lease.obstacle != told:
+                told = lease.obstacle
+                _say(f"waiting for {lease.wanted}: {told}")
+            self._pause()
+        if lease.devices:
+            _say(f"on {', '.join(device.label for device in lease.devices)}")
+        if reason is not None and told:
+            self._note(cause=reason, status=128 + signal.SIGTERM)
+        return reason is None
 
     def _run(self, command: list[str]) -> int:
         self._oom_kills_before = oom_kills()
+        devices = self._devices
         try:
             # Bound to a name: an unreferenced Popen would collect the exit status itself.
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_follow_parent
-            )
+                command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_follow_parent,
+                # The command has the lease too, so it lasts if this process is killed and the command is not at once.
+                env={**os.environ, **(devices.environment if devices else {})},
+                pass_fds=devices.descriptors if devices else (),
+            )  # fmt: skip
         except OSError as exc:
             _say(f"{command[0]} can't be started: {exc.strerror}")
             return EXIT_NOT_FOUND
@@ -152,11 +175,13 @@ class Supervisor:
         while self._reap() and self._status is None:
             if (reason := self._reason() or limits.exceeded()) is not None:
                 cause = reason
+                self._duty.begin_to_end()
                 self._ask_to_end(cause)
                 break
             self._pause()
-        for number, wait_s in ((signal.SIGTERM, LEFTOVER_GRACE_S), (signal.SIGKILL, KILL_WAIT_S)):
-            self._end_descendants(number, wait_s)
+        if cause != "fenced":
+            self._end_descendants(signal.SIGTERM, LEFTOVER_GRACE_S)
+        self._end_descendants(signal.SIGKILL, KILL_WAIT_S)
         self._redact_log()
         status = self._status if self._status is not None else -signal.SIGKILL
         status = status if status >= 0 else 128 - status
@@ -166,10 +191,14 @@ class Supervisor:
     def _ask_to_end(self, cause: Cause) -> None:
         """Ask the command alone, and wait for its own end, but no longer than the grace."""
         grace_s = self._orders.grace_s
+        if cause == "fenced":
+            _say(f"the command is killed ({_WHY[cause]})")
+            return
         if cause == "stalled":
             grace_s = min(grace_s, STALLED_GRACE_S)
             self._write_stacks()
         _say(f"asking the command to end ({_WHY[cause]})")
+        self._note(cause=cause)  # what stands for work elsewhere looks why, before it ends that as well
         send(signal.SIGTERM, {self._command})
         deadline = time.monotonic() + grace_s
         while self._reap() and self._status is None and time.monotonic() < deadline:
@@ -222,6 +251,7 @@ class Supervisor:
     def _pause(self) -> None:
         if self._record is not None and time.time() - self._record.heartbeat >= HEARTBEAT_S:
             self._note()
+            self._duty.beat()
         time.sleep(POLL_S)
 
     def _begin_record(self, command: list[str]) -> None:
@@ -244,7 +274,8 @@ class Supervisor:
 
 _WHY: dict[Cause, str] = {
     "asked": "asked to",
-    "abandoned": "the run that started it is gone",
+    "abandoned": "the run that it works for is gone",
+    "fenced": "another machine has taken the lease over",
     "timeout": "its time is up",
     "stalled": "no progress",
 }

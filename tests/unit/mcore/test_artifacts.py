@@ -280,9 +280,9 @@ def test_a_lock_is_free_when_its_holder_was_killed(store: Store) -> None:
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout and process.stdout.readline() == "held\n"
-        with pytest.raises(ArtifactError, match="being made by another run"), store.lock(KIND, KEY, timeout_s=0.2):
+        with pytest.raises(ArtifactError, match="held by another run"), store.lock(KIND, KEY, timeout_s=0.2):
             pytest.fail("two hold the lock")
-        with store.lock(KIND, "another key", timeout_s=0.2):
+        with store.lock(KIND, "another", timeout_s=0.2):
             pass
         process.kill()
     with store.lock(KIND, KEY, timeout_s=5):

@@ -26,6 +26,7 @@ from mcore.errors import (
     Problem,
     StoppedError,
 )
+from mcore.leases import held
 from mcore.supervise.record import read_record
 
 # Forks a grandchild that leaves the session, ignores SIGTERM and forks again; all three write their process ids.
@@ -218,9 +219,10 @@ PARENT = """
 import sys
 from pathlib import Path
 from mcore import launch
+from mcore.leases import held
 folder = Path(sys.argv[1])
-launch.run(sys.argv[2:], log_path=folder / "stage.log", error_file=folder / "error.json", grace_s=0.5,
-           lock=folder / "lock")
+with held(folder / "lease") as lease:
+    launch.run(sys.argv[2:], log_path=folder / "stage.log", error_file=folder / "error.json", grace_s=0.5, lease=lease)
 """
 
 
@@ -254,8 +256,9 @@ def test_next_launch_waits_until_the_tree_of_a_killed_caller_is_gone(start, tmp_
     parent.kill()
     parent.wait()
     assert any(map(alive, tree))
-    start(python("import sys, os; sys.exit(any(os.path.exists(f'/proc/{pid}') for pid in sys.argv[1:]))", *tree),
-          lock=tmp_path / "lock")  # fmt: skip
+    with held(tmp_path / "lease") as lease:
+        code = "import sys, os; sys.exit(any(os.path.exists(f'/proc/{pid}') for pid in sys.argv[1:]))"
+        start(python(code, *tree), lease=lease)
 
 
 def test_grace_lets_a_child_finish_what_it_is_doing(start, tmp_path):

@@ -1,6 +1,5 @@
 """Records of runs: written once at the start and once at the end, read whatever became of the run."""
 
-import fcntl
 import subprocess
 import sys
 import time
@@ -21,7 +20,6 @@ from mcore.runs import (
     end,
     history,
     is_being_made,
-    is_locked,
     is_under_way,
     judged,
     lineage,
@@ -30,6 +28,8 @@ from mcore.runs import (
     records,
     run_names,
 )
+from mcore.supervise.claims import Work, begin_work
+from mcore.supervise.processes import ProcessId
 
 HOLD = """
 import sys, time
@@ -114,23 +114,16 @@ def test_under_way_is_what_holds_the_lock_and_nothing_is_written_to_see_it(store
 
 
 def test_processes_of_a_killed_run_that_still_end_count_as_making(store: Store) -> None:
-    lock = store.root / ".locks" / "train-k.processes"
-    lock.parent.mkdir(parents=True)
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with held(store, "train", "k") as maker:
+        folder = store.lease_folder("train", "k")
+        supervisor = subprocess.Popen(["sleep", "60"])
+        begin_work(folder, Work(1, ProcessId.of(supervisor.pid), "", "", ""))
+        maker.kill()
+        maker.wait()
         assert is_being_made(store, "train", "k")
-    assert not is_being_made(store, "train", "k")
-
-
-def test_asking_takes_the_lock_from_nobody(store: Store) -> None:
-    with store.lock("run", "a"):
-        pass
-    path = store.root / ".locks" / "run-a"
-    deadline = time.monotonic() + 0.5
-    while time.monotonic() < deadline:
-        assert not is_locked(path)
-        with store.lock("run", "a", timeout_s=5):
-            pass
+        supervisor.kill()
+        supervisor.wait()
+        assert not is_being_made(store, "train", "k")
 
 
 def test_a_run_does_not_start_while_it_is_decided_what_is_needed(store: Store) -> None:

@@ -16,7 +16,7 @@ SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(2.5)"]
 def job(folder: Path, name: str) -> Job:
     raw = {"name": "n", "model": {"source": "m"}, "data": {"dataset": ["d"]}, "train": {"train_iters": 1}}
     run = RunConfig.model_validate({**raw, "launch": LIMITS})
-    return Job(run, name, {}, folder / "output", folder, folder / "lock", sys.executable, lambda line: None)
+    return Job(run, name, {}, folder / "output", folder, None, sys.executable, lambda line: None)
 
 
 def test_a_stage_has_its_own_limit_counted_over_all_its_commands(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def train(folder: Path, *iterations: str) -> tuple[int, list[str]]:
         ingredients={},
         output=output,
         stage_dir=folder / "stage",
-        lock=folder / "lock",
+        lease=None,
         interpreter=sys.executable,
         say=told.append,
     )
