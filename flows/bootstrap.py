@@ -147,13 +147,12 @@ def _changes(
         return ("missing",)
     found = _found(deployment)
     changes = [what for what in wanted if wanted[what] != found[what]]
-    owned = {automation["name"]: automation for automation in _owned(client, deployment.id)}
+    related = {automation["name"]: automation for automation in _related(client, deployment.id)}
     for trigger in _triggers(entry):
         trigger.set_deployment_id(deployment.id)
         automation = trigger.as_automation()
-        if automation.name not in owned or _other(automation, owned[automation.name]):
+        if automation.name not in related or _other(automation, related[automation.name]):
             changes.append(f"trigger {automation.name!r}")
-    changes += [f"trigger {name!r}" for name in owned.keys() - {trigger.name for trigger in _triggers(entry)}]
     return tuple(changes)
 
 
@@ -202,8 +201,8 @@ def _triggers(entry: Mapping[str, Any]) -> list[Any]:
     return [adapter.validate_python(dict(trigger)) for trigger in entry.get("triggers", [])]
 
 
-def _owned(client: SyncPrefectClient, deployment: UUID) -> list[dict[str, Any]]:
-    """Automations that belong to a deployment."""
+def _related(client: SyncPrefectClient, deployment: UUID) -> list[dict[str, Any]]:
+    """Automations that have to do with a deployment: its triggers, and what others made for it."""
     owner = {"resource_id": f"prefect.deployment.{deployment}"}
     answer = client.request("GET", "/automations/related-to/{resource_id}", path_params=owner)
     found: list[dict[str, Any]] = answer.json()

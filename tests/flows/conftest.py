@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.flows import run_pipeline
-from tests.flows.workspace import make_workspace
+from tests.flows.prefect_server import Server, running_server
+from tests.flows.workspace import make_workspace, raw_run
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,27 @@ def workspace(tmp_path_factory) -> Workspace:
 @pytest.fixture(scope="session")
 def finished(workspace) -> dict[str, Any]:
     """What the first run in the workspace came to."""
-    from tests.flows.workspace import raw_run
-
     return workspace.run(raw_run())
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[Server]:
+    """A Prefect server with a worker, one for each file of tests."""
+    with running_server(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@pytest.fixture
+def elsewhere(workspace, finished):
+    """A run with absolute paths: the worker does not work in the workspace."""
+
+    def run(**groups: Any) -> dict[str, Any]:
+        folder = workspace.folder
+        groups = {
+            "evaluate": None,
+            "model": {"source": str(folder / "model")},
+            "data": {"dataset": [f"{folder}/rows.jsonl#64"], "val_dataset": [f"{folder}/rows.jsonl"]},
+        } | groups
+        return raw_run(**groups) | {"launch": raw_run()["launch"] | {"store": str(workspace.store)}}
+
+    return run

@@ -1,152 +1,22 @@
 """Deployments on a real Prefect server: deployed, picked up by a process worker, run, shown, cancelled."""
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-import httpx
 import psutil
 import pytest
 
-from tests.flows.workspace import CHECKOUT, raw_run
+from tests.flows.prefect_server import wait_until
+from tests.flows.workspace import CHECKOUT
 
 pytestmark = pytest.mark.server
-
-PREFECT = Path(sys.executable).with_name("prefect")
-DEPLOYMENT = "pipeline/pipeline"
-
-
-@dataclass(frozen=True)
-class Server:
-    """A Prefect server with a worker, and a client for both."""
-
-    environment: dict[str, str]
-    client: httpx.Client
-
-    def prefect(self, *arguments: str) -> str:
-        """Output of a `prefect` command, run in the checkout."""
-        done = subprocess.run(
-            [PREFECT, "--no-prompt", *arguments], cwd=CHECKOUT, env=self.environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def filter(self, kind: str, **filters: Any) -> list[dict[str, Any]]:
-        """Objects of a kind, such as `task_runs`."""
-        answer = self.client.post(f"/{kind}/filter", json=filters)
-        answer.raise_for_status()
-        return answer.json()
-
-    def start_run(self, run: dict[str, Any]) -> str:
-        """Start the deployment with another run than its own. Returns the flow run's id."""
-        before = self.flow_runs("pipeline").keys()
-        self.prefect("deployment", "run", DEPLOYMENT, "--params", json.dumps({"run": run}))
-        (new,) = self.flow_runs("pipeline").keys() - before
-        return new
-
-    def flow_runs(self, deployment: str) -> dict[str, dict[str, Any]]:
-        """Flow runs of a deployment by their ids."""
-        found = self.filter("flow_runs", deployments={"name": {"any_": [deployment]}})
-        return {flow_run["id"]: flow_run for flow_run in found}
-
-    def state(self, flow_run_id: str) -> str:
-        """Name of a flow run's state."""
-        answer = self.client.get(f"/flow_runs/{flow_run_id}")
-        answer.raise_for_status()
-        return answer.json()["state_name"]
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.5)
-
-
-@contextmanager
-def background(command: list[str | Path], log: Path, environment: dict[str, str], cwd: Path) -> Iterator[None]:
-    """A process of its own session that is gone behind the block."""
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
-    try:
-        yield
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/api"
-    environment = {
-        **os.environ,
-        "PREFECT_HOME": str(folder),
-        "PREFECT_API_URL": url,
-        "PREFECT_UI_API_URL": url,
-    }
-    start = [PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (
-        background(start, folder / "server.log", environment, folder),
-        httpx.Client(base_url=url, timeout=30) as client,
-    ):
-        running = Server(environment, client)
-
-        def answers() -> bool:
-            try:
-                return client.get("/health").is_success
-            except httpx.TransportError:
-                return False
-
-        wait_until(answers, 120)
-        running.prefect("work-pool", "create", "--type", "process", "mcore-flows")
-        running.prefect("deploy", "--all")
-        # Started elsewhere on purpose: the pull step has to find the checkout.
-        worker = [PREFECT, "worker", "start", "--pool", "mcore-flows"]
-        with background(worker, folder / "worker.log", environment, folder):
-            yield running
-
-
-@pytest.fixture
-def elsewhere(workspace, finished):
-    """A run with absolute paths: the worker does not work in the workspace."""
-
-    def run(**groups: Any) -> dict[str, Any]:
-        folder = workspace.folder
-        groups = {
-            "evaluate": None,
-            "model": {"source": str(folder / "model")},
-            "data": {"dataset": [f"{folder}/rows.jsonl#64"], "val_dataset": [f"{folder}/rows.jsonl"]},
-        } | groups
-        return raw_run(**groups) | {"launch": raw_run()["launch"] | {"store": str(workspace.store)}}
-
-    return run
 
 
 def test_deployments_hold_no_path_of_this_machine(server):
     deployments = {deployment["name"]: deployment for deployment in server.filter("deployments")}
-    assert deployments.keys() == {"pipeline", "nightly"}
+    ours = {"pipeline", "convert", "train", "evaluate", "nightly", "dataset-updated", "collect-garbage"}
+    assert deployments.keys() == ours
     assert str(CHECKOUT) not in json.dumps(deployments)
     (schedule,) = deployments["nightly"]["schedules"]
     assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("0 3 * * *", "Etc/UTC")
