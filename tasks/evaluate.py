@@ -39,4 +39,5 @@ def _evaluate(job: Job, model: ArtifactRef, adapter: ArtifactRef | None = None) 
         "--max-tokens", wanted.max_tokens,
         "--tensor-parallel-size", wanted.tensor_parallel_size,
         "--model-name", data.model_name, "--model-author", data.model_author, *system,
+        num_devices=wanted.tensor_parallel_size,
     )  # fmt: skip

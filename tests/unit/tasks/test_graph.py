@@ -184,6 +184,9 @@ TABLE = {
     "launch.retries": (5, NOTHING),
     "launch.retry_delay_s": (1.0, NOTHING),
     "launch.again": ({"launch.again": {"train": "once more"}}, FROM_TRAIN),
+    "launch.devices": ((0, 1), NOTHING),
+    "launch.device_slots": (4, NOTHING),
+    "launch.device_locks": ("elsewhere", NOTHING),
     "launch.store": ("elsewhere", NOTHING),
 }
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from mcore.devices import Device, Lease, Request, holders
+from mcore.devices import Device, DeviceLease, Request, holders
 from tests.unit.mcore.test_launch import wait_until
 
 HOLD = """
 import sys, time
-from mcore.devices import Lease, Request
-lease = Lease(Request.from_json(sys.argv[1]))
+from mcore.devices import DeviceLease, Request
+lease = DeviceLease(Request.from_json(sys.argv[1]))
 while not lease.try_take():
     print(lease.obstacle, flush=True)
     time.sleep(0.02)
@@ -38,12 +38,16 @@ def ask(tmp_path: Path):
     return request
 
 
-def indices(lease: Lease) -> list[int]:
+def indices(lease: DeviceLease) -> list[int]:
     return [device.index for device in lease.devices]
 
 
 def test_all_or_nothing(ask) -> None:
-    first, second, third = Lease(ask(3, "first")), Lease(ask(2, "second")), Lease(ask(1, "third", devices=(3,)))
+    first, second, third = (
+        DeviceLease(ask(3, "first")),
+        DeviceLease(ask(2, "second")),
+        DeviceLease(ask(1, "third", devices=(3,))),
+    )
     assert first.try_take() and indices(first) == [0, 1, 2]
     assert not second.try_take() and "slot 0 is held by first" in second.obstacle
     assert indices(second) == []
@@ -55,14 +59,16 @@ def test_all_or_nothing(ask) -> None:
 
 
 def test_those_who_ask_for_others_pass_by(ask) -> None:
-    first, second, third = (Lease(ask(1, name, devices=(number,))) for name, number in (("a", 0), ("b", 0), ("c", 1)))
+    first, second, third = (
+        DeviceLease(ask(1, name, devices=(number,))) for name, number in (("a", 0), ("b", 0), ("c", 1))
+    )
     assert first.try_take()
     assert not second.try_take()
     assert third.try_take() and indices(third) == [1]
 
 
 def test_who_no_longer_waits_is_in_nobodys_way(ask) -> None:
-    first, second, third = Lease(ask(4)), Lease(ask(2)), Lease(ask(1))
+    first, second, third = DeviceLease(ask(4)), DeviceLease(ask(2)), DeviceLease(ask(1))
     assert first.try_take() and not second.try_take() and not third.try_take()
     second.release()
     first.release()
@@ -71,7 +77,7 @@ def test_who_no_longer_waits_is_in_nobodys_way(ask) -> None:
 
 def test_holders_are_told(ask) -> None:
     request = ask(2, "run tiny, train", devices=(1, 3))
-    lease = Lease(request)
+    lease = DeviceLease(request)
     assert lease.try_take()
     devices = [Device(number, f"slot-{number}", False) for number in range(4)]
     found = holders(request.folder, devices)
@@ -83,7 +89,7 @@ def test_holders_are_told(ask) -> None:
 
 
 def test_nothing_is_counted_where_there_is_nothing_to_count(ask, tmp_path: Path) -> None:
-    lease = Lease(ask(8, slots=None), candidates=list)
+    lease = DeviceLease(ask(8, slots=None), candidates=list)
     assert lease.try_take() and lease.devices == [] and lease.environment == {}
     assert not (tmp_path / "locks").exists()
 
@@ -93,18 +99,18 @@ def gpus(*used: float) -> list[Device]:
 
 
 def test_gpus_are_made_visible_by_number_and_locked_by_uuid(ask, tmp_path: Path) -> None:
-    lease = Lease(ask(2), candidates=lambda: gpus(0.02, 0.0, 0.0, 0.01))
+    lease = DeviceLease(ask(2), candidates=lambda: gpus(0.02, 0.0, 0.0, 0.01))
     assert lease.try_take()
     assert lease.environment == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "1,2"}
     assert {path.name for path in (tmp_path / "locks").glob("GPU-*")} >= {"GPU-00000001.lock", "GPU-00000002.lock"}
     # A container that numbers the same GPUs otherwise gets the others.
     renumbered = [Device(9 - device.index, device.name, True, device.used_share) for device in gpus(0, 0, 0, 0)]
-    other = Lease(ask(2), candidates=lambda: renumbered)
+    other = DeviceLease(ask(2), candidates=lambda: renumbered)
     assert other.try_take() and {device.name for device in other.devices} == {"GPU-00000000", "GPU-00000003"}
 
 
 def test_a_gpu_that_somebody_uses_without_asking_is_not_free(ask) -> None:
-    lease = Lease(ask(2), candidates=lambda: gpus(0.0, 0.6))
+    lease = DeviceLease(ask(2), candidates=lambda: gpus(0.0, 0.6))
     assert not lease.try_take()
     assert lease.obstacle == "GPU 1 is used by somebody without a lease (60% of memory)"
 
@@ -123,7 +129,7 @@ def test_a_kill_frees_what_was_held_and_the_place_in_the_queue(ask) -> None:
                 process.line = process.stdout.readline()  # one of them was first
             first, second = sorted((holder, waiter), key=lambda process: not process.line.startswith("held"))
             assert first.line == "held 0 1\n" and "slot 0 is held by" in second.line
-            late = Lease(ask(1, "late", slots=2))
+            late = DeviceLease(ask(1, "late", slots=2))
             assert not late.try_take() and "waits longer" in late.obstacle
             second.send_signal(signal.SIGKILL)
             second.wait()
@@ -138,11 +144,11 @@ def test_a_kill_frees_what_was_held_and_the_place_in_the_queue(ask) -> None:
 
 def test_a_child_that_inherited_it_goes_on_holding(ask) -> None:
     request = ask(1, slots=1)
-    lease = Lease(request)
+    lease = DeviceLease(request)
     assert lease.try_take()
     child = subprocess.Popen(["sleep", "600"], pass_fds=lease.descriptors)
     lease.release()
-    other = Lease(request)
+    other = DeviceLease(request)
     assert not other.try_take()
     child.kill()
     child.wait()
@@ -156,7 +162,7 @@ def test_many_at_once_never_share(ask) -> None:
     shared, done = [], []
 
     def work(name: str, count: int) -> None:
-        lease = Lease(ask(count, name))
+        lease = DeviceLease(ask(count, name))
         while not lease.try_take():
             time.sleep(0.002)
         mine = indices(lease)
