@@ -50,11 +50,12 @@ def compare_with_production(new: Evidence, old: Evidence) -> Verdict:
     }
     text = f"{won} of {len(pairs)} cases won and {lost} lost against production ({old.artifact})"
     if won != lost:
-        return Verdict(won > lost, text, figures)
+        return Verdict(won > lost, text if won > lost else f"not better: {text}", figures)
     if perplexities[0] is None or perplexities[1] is None:
-        return Verdict(False, f"{text}; no perplexity to decide it", figures)
+        return Verdict(False, f"not better: {text}; no perplexity to decide it", figures)
     lower = perplexities[0] < perplexities[1]
-    return Verdict(lower, f"{text}; perplexity {perplexities[0]:.6g} against {perplexities[1]:.6g}", figures)
+    text = f"{text}; perplexity {perplexities[0]:.6g} against {perplexities[1]:.6g}"
+    return Verdict(lower, text if lower else f"not better: {text}", figures)
 
 
 def _unlike(new: Evidence, old: Evidence) -> list[str]:

@@ -82,11 +82,7 @@ def judge(store: Store, registry: Registry, alias: Alias, new: Evidence, *, by_i
         why = "; ".join(map(str, exc.problems))
         return decide(False, f"can't be compared with production, which is not whole: {why}")
     verdict = compare_with_production(new, old)
-    text = (
-        f"every gate passed, and it is better: {verdict.reason}"
-        if verdict.is_better
-        else f"not better: {verdict.reason}"
-    )
+    text = f"every gate passed, and it is better: {verdict.reason}" if verdict.is_better else verdict.reason
     return decide(verdict.is_better, text, verdict.figures)
 
 

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from mcore.artifacts import Store
+from mcore.registry.aliases import Registry
+from mcore.registry.gates import evidence
+from mcore.registry.promotion import promote, rollback
 from mcore.retention import TRASH, collect, holdings
 from mcore.runs import begin
 from tests.unit.flows.command_line import mcore_flows
 from tests.unit.flows.made_runs import checked_run, finish, record_of
+from tests.unit.mcore.registry.judged_runs import comparison, through
 from tests.unit.tasks.model_folders import listing
 
 
@@ -49,6 +53,26 @@ def test_only_what_no_run_and_nobody_else_needs_goes(raw: dict[str, Any]) -> Non
     assert collect(store, keep_last=0) == ([], [])
 
 
+def test_what_aliases_point_to_and_would_be_rolled_back_to_stays(raw: dict[str, Any]) -> None:
+    answers = [comparison(passed) for passed in ("1100", "1110", "1111")]
+    made = [through(raw, answers=one, train__seed=seed)[1] for seed, one in enumerate(answers)]
+    attempt(raw, 0.3, train__seed=9)  # the run's newest attempt, which published another
+    store = Store("store")
+    for one in made:
+        assert promote(store, one["export"], "production", model="small").promoted
+    reasons = why(store)
+    for one, expected in zip(made, ("", "production of small before", "production of small"), strict=True):
+        own = {
+            reasons[one[stage]] for stage in ("train", "select", "export", "verify_export", "evaluate_tuned", "compare")
+        }
+        assert own == {expected}
+    collect(store, keep_last=0)
+    assert rollback(store, Registry(store, "small"), "production", reason="test")[0].artifact == made[1]["export"]
+    assert evidence(store, made[1]["export"], fresh=True) and not store.path("export", made[0]["export"][7:]).exists()
+    assert why(store)[made[1]["train"]] == "production of small"
+    assert not [one for one in holdings(store, keep_last=0) if one.kind == "registry"]
+
+
 def test_the_last_of_each_kind_stay_with_what_they_were_made_from(raw: dict[str, Any]) -> None:
     attempt(raw, 0.1, train__seed=1)
     worse = attempt(raw, 0.5, train__seed=2)
@@ -73,8 +97,12 @@ def test_what_is_in_use_stays(raw: dict[str, Any]) -> None:
     attempt(raw, 0.3, train__seed=3)
     store = Store("store")
     kind, key = worse["train"].split("/")
-    with store.lock(kind, key):
-        assert why(store)[worse["train"]] == "in use"
+    with store.lock(kind, key, run="nightly"):
+        assert why(store)[worse["train"]] == "in use by run nightly"
+        gone, in_use = collect(store, keep_last=0)
+        assert worse["train"] in names(store) and in_use == [] and len(gone) == 5
+    worse = attempt(raw, 0.5, train__seed=2)
+    attempt(raw, 0.3, train__seed=3)
     checked = checked_run(raw, name="again", train__seed=2)
     begin(store, record_of(checked))
     with store.lock("run", "again"):
