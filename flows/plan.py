@@ -10,7 +10,7 @@ from flows.estimates import Estimate, estimate
 from flows.nearest import Earlier, Nearest, reasons
 from mcore.artifacts import Manifest, Status, Store
 from mcore.errors import CheckpointError
-from mcore.runs import RunRecord, is_being_made, records
+from mcore.runs import RunRecord, maker, records
 from mcore.select import select_checkpoint
 from tasks.graph import StagePlan
 from tasks.preflight import CheckedRun
@@ -90,8 +90,8 @@ def _decide(stage: StagePlan, store: Store, earlier: Earlier, now: Mapping[str, 
         elif nearest is not None:
             why = "; ".join(reasons(nearest.differences)) or why
     notes = [f"goes on from iteration {done}"] if done is not None else []
-    if is_being_made(store, stage.kind, stage.key):
-        notes.append("another run is making it now")
+    if (claim := maker(store, stage.kind, stage.key)) is not None:
+        notes.append(f"{f'run {claim.run}' if claim.run else 'another run'} is making it now")
     return Decision(
         stage, "RUN", "; ".join([why, *notes]), nearest, estimate(stage, nearest, done_iterations=done or 0)
     )

@@ -1,4 +1,4 @@
-"""Where a run is, stage by stage, from files and locks alone: no server is asked, and nothing is written."""
+"""Where a run is, stage by stage, from files and leases alone: no server is asked, and nothing is written."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mcore.artifacts import Manifest, Store
+from mcore.leases import describe
 from mcore.metrics import FILE_NAME as METRICS_FILE
-from mcore.runs import RunRecord, StageRecord, is_being_made
+from mcore.runs import RunRecord, StageRecord, maker
 from mcore.training_state import latest_step, planned_iterations
 from mcore.wording import duration
 
@@ -57,9 +58,13 @@ def stage_states(store: Store, record: RunRecord) -> list[StageState]:
         manifest = read_manifest(store, stage)
         if stage.name == ended_at:
             note = record.failure.summary if record.failure is not None else ""
+            if record.state == "lost" and maker(store, stage.kind, stage.key) is not None:
+                note = "its command is still at work: to be taken over by another run, or on its way to its end"
             found.append(StageState(stage.name, STATE_WORDS[record.state], stage.artifact, note=note))
-        elif record.state == "running" and is_being_made(store, stage.kind, stage.key):
-            found.append(StageState(stage.name, "running", stage.artifact, note=training_note(store, stage)))
+        elif record.state == "running" and (claim := maker(store, stage.kind, stage.key)) is not None:
+            by = f"by {describe(claim)}" if claim.run not in {"", record.name} else ""
+            note = ", ".join(text for text in (training_note(store, stage), by) if text)
+            found.append(StageState(stage.name, "running", stage.artifact, note=note))
         elif stage.name in record.outcomes:
             found.append(_reached(stage, record.outcomes[stage.name], manifest))
         elif manifest is not None:

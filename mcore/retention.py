@@ -25,9 +25,9 @@ from mcore.registry.aliases import REGISTRY, registered
 from mcore.runs import (
     REGISTER_LOCK,
     RunRecord,
-    is_being_made,
     judged,
     lineage,
+    maker,
     published,
     records,
     run_names,
@@ -74,16 +74,14 @@ def holdings(store: Store, *, keep_last: int) -> list[Holding]:
         kind, key = folder.parent.name, folder.name
         manifest = manifests.get(f"{kind}/{key}")
         why = reasons.get(f"{kind}/{key}", "")
-        if not why and is_being_made(store, kind, key):
-            why = "in use"
+        why = why or _leased(store, kind, key)
         found.append(Holding(folder, kind, key, _num_bytes(folder), manifest.created if manifest else "", why))
     unfinished = {stage.artifact: record.name for record in newest for stage in record.stages}
     for folder in sorted(store.root.glob(".partial/*")):
         kind, _, rest = folder.name.partition("-")
         key = rest.partition(".")[0]
         why = f"run {unfinished[f'{kind}/{key}']} would go on from it" if f"{kind}/{key}" in unfinished else ""
-        if not why and is_being_made(store, kind, key):
-            why = "in use"
+        why = why or _leased(store, kind, key)
         found.append(Holding(folder, kind, key, _num_bytes(folder), "", why))
     return found
 
@@ -124,9 +122,16 @@ def collect(store: Store, *, keep_last: int) -> tuple[list[Holding], list[Holdin
     return gone, in_use
 
 
+def _leased(store: Store, kind: str, key: str) -> str:
+    claim = maker(store, kind, key)
+    if claim is None:
+        return ""
+    return f"in use by run {claim.run}" if claim.run else "in use"
+
+
 def _set_aside(store: Store, holding: Holding, place: Path) -> bool:
     """Rename a folder out of sight; False if somebody makes it anew right now."""
-    if is_being_made(store, holding.kind, holding.key):
+    if maker(store, holding.kind, holding.key) is not None:
         return False
     try:
         with store.lock(holding.kind, holding.key, timeout_s=0) as lease:

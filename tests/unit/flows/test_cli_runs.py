@@ -73,6 +73,24 @@ def test_a_run_that_is_under_way(raw: dict[str, Any]) -> None:
         assert "left, nothing new for 10 min 0" in flows("status", "small")
 
 
+def test_a_stage_that_another_run_is_at(raw: dict[str, Any]) -> None:
+    checked = checked_run(raw)
+    training(checked)
+    key = next(plan.key for plan in checked.stages if plan.name == "train")
+    with checked.store.lock("run", "small", run="small"), checked.store.lock("train", key, run="nightly"):
+        (row,) = (row for row in rows(flows("status", "small")) if row[0] == "train")
+        assert re.search(rf"15\.0 s left, by run nightly \(process {os.getpid()} on \S+\)$", row[-1])
+
+
+def test_a_killed_run_whose_command_is_still_at_work(raw: dict[str, Any]) -> None:
+    checked = checked_run(raw)
+    training(checked)
+    key = next(plan.key for plan in checked.stages if plan.name == "train")
+    with checked.store.lock("train", key, run="small"):
+        (row,) = (row for row in rows(flows("status", "small")) if row[0] == "train")
+    assert row[1] == "killed" and row[-1].startswith("its command is still at work")
+
+
 def test_a_run_that_was_killed(raw: dict[str, Any]) -> None:
     training(checked_run(raw))
     shown = flows("status", "small")
