@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -108,10 +109,13 @@ def main() -> None:
     import torch
 
     from mcore.train.flops import ModelFlops
+    from mcore.train.garbage import frozen_garbage
     from mcore.train.metrics import peak_flops
 
     case = Case(**json.loads(sys.argv[1]))
     step = CONTENDERS[case.contender]()(case)
+    exits = ExitStack()
+    exits.enter_context(frozen_garbage())  # the trainer does, and the others get it as well
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -131,20 +135,24 @@ def main() -> None:
         "loss": loss,
     }
     if case.profile:
-        Path(sys.argv[2], f"{case.name}.profile").write_text(profile_of(step))
+        profile_steps(step, Path(sys.argv[2], case.name))
     sys.stdout.write(f"\n{MARK}{json.dumps(figures)}\n")  # on a line of its own, whatever a thread was printing
     sys.stdout.flush()
     os._exit(0)  # TRL's thread still waits for a next step
 
 
-def profile_of(step: Callable[[], float]) -> str:
-    """Where the device's time goes in three steps: a table by kernel."""
+def profile_steps(step: Callable[[], float], path: Path) -> None:
+    """Where the time of three steps goes: tables by kernel and by CPU time, and a trace to be opened in a viewer."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
         for _ in range(3):
             step()
-    return profiled.key_averages().table(sort_by="self_device_time_total", row_limit=40, max_name_column_width=100)
+    averages = profiled.key_averages()
+    for order in ("self_device_time_total", "self_cpu_time_total"):
+        table = averages.table(sort_by=order, row_limit=40, max_name_column_width=100)
+        path.with_name(f"{path.name}.{order}.txt").write_text(table)
+    profiled.export_chrome_trace(f"{path}.trace.json.gz")
 
 
 def ours() -> Callable[[Case], Callable[[], float]]:

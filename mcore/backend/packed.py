@@ -13,6 +13,8 @@ import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
+from mcore.backend.parallel import to_device
+
 
 @dataclass
 class PackedSamples(PackedSeqParams):  # type: ignore[misc]
@@ -30,7 +32,7 @@ class PackedSamples(PackedSeqParams):  # type: ignore[misc]
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> Self:
         """Samples of these lengths, with their bounds on a device."""
-        bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
+        bounds = to_device(torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32), device)
         return cls(
             qkv_format="thd",
             cu_seqlens_q=bounds,

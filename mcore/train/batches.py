@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mcore.backend.packed import PackedSamples, positions_in_samples
+from mcore.backend.parallel import to_device
 from mcore.data.template import Sample
 from mcore.train.packing import pack, rows_of_rank
 
@@ -162,11 +163,11 @@ def _row(chosen: Sequence[tuple[Sample, int]], length: int, longest: int, device
         start += size
     places_T = trained_S.nonzero().squeeze(1)
     return MicroBatch(
-        tokens_BS=ids_S[None].to(device),
-        position_ids_BS=positions_in_samples(sizes)[None].to(device),
-        padding_BS=~is_token_S[None].to(device),
-        trained_places_T=places_T.to(device),
-        labels_1T=labels_S[places_T][None].to(device),
+        tokens_BS=to_device(ids_S[None], device),
+        position_ids_BS=to_device(positions_in_samples(sizes)[None], device),
+        padding_BS=to_device(~is_token_S[None], device),
+        trained_places_T=to_device(places_T, device),
+        labels_1T=to_device(labels_S[places_T][None], device),
         samples=PackedSamples.of(sizes, device),
     )
 
@@ -183,9 +184,9 @@ def _pad(samples: Sequence[Sample], length: int, device: torch.device) -> MicroB
     places_T = trained_BS[:, 1:].t().flatten().nonzero().squeeze(1)
     labels_T = ids_BS[:, 1:].t().flatten()[places_T]
     return MicroBatch(
-        tokens_BS=ids_BS[:, :-1].to(device),
-        position_ids_BS=torch.arange(length).expand(len(samples), length).to(device),
-        padding_BS=~is_token_BS.to(device),
-        trained_places_T=places_T.to(device),
-        labels_1T=labels_T[None].to(device),
+        tokens_BS=to_device(ids_BS[:, :-1], device),
+        position_ids_BS=to_device(torch.arange(length).expand(len(samples), length), device),
+        padding_BS=to_device(~is_token_BS, device),
+        trained_places_T=to_device(places_T, device),
+        labels_1T=to_device(labels_T[None], device),
     )

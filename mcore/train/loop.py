@@ -15,10 +15,12 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
 
 from configs.schema.train import TrainConfig
 from mcore.backend.balancing import set_trained_share, take_expert_tokens
 from mcore.backend.layout import Layout
+from mcore.backend.parallel import to_device
 from mcore.bridge.families import dims_of
 from mcore.data.dataset import TokenDataset
 from mcore.data.template import Sample
@@ -28,6 +30,7 @@ from mcore.train.bad_steps import put_back, router_biases, update_unless, what_i
 from mcore.train.batches import Batching, MicroBatch
 from mcore.train.context import length_multiples, part_of_batch
 from mcore.train.flops import ModelFlops
+from mcore.train.garbage import frozen_garbage
 from mcore.train.metrics import Step, TrainingLog
 from mcore.train.model import Training
 from mcore.train.position import Position
@@ -141,7 +144,7 @@ class Loop:
                 self.validate(0)
             else:
                 self.saver.make_up(first)
-            with bar as advance:
+            with frozen_garbage(), bar as advance:
                 self._steps(position, advance)
             if self.log:
                 self.log.summarise()
@@ -249,14 +252,16 @@ class Loop:
         loss_sum = self._forward(samples, train=True)
         lr = get_canonical_lr_for_logging(optimizer.param_groups)
         is_late = dist.get_rank() == 0 and self.time_limit.is_up(self.saver.longest_s)
-        loss_sum, *numbers = self._sum_over_ranks(loss_sum, self.stop.received, is_late, self.saver.is_writing)
-        loss = loss_sum / num_trained
+        sums = self._sum_over_ranks(loss_sum, self.stop.received, is_late, self.saver.is_writing)
 
         def wrong(grad_norm: float) -> str:
             recent, factor = position.recent_losses, config.loss_spike_factor
-            return what_is_wrong(loss, grad_norm, recent_losses=recent, spike_factor=factor)
+            # Only here the loss is waited for: a GPU has got all the work by then that the gradient norm is made by.
+            return what_is_wrong(float(sums[0]) / num_trained, grad_norm, recent_losses=recent, spike_factor=factor)
 
         grad_norm = update_unless(optimizer, lambda norm: bool(wrong(norm)))
+        loss_total, *numbers = sums.tolist()
+        loss = loss_total / num_trained
         if wrong(grad_norm):
             put_back(biases)
         else:
@@ -291,14 +296,13 @@ class Loop:
         by_length = sorted(self.validation, key=lambda sample: len(sample.token_ids))
         for chunk in self.training.chunks:
             chunk.eval()
-        loss_sum = 0.0
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         with torch.no_grad(), self.training.gathering.whole():
             for start in range(0, len(by_length), self.config.global_batch_size):
                 loss_sum += self._forward(by_length[start : start + self.config.global_batch_size], train=False)
         for chunk in self.training.chunks:
             chunk.train()
-        (loss_sum,) = self._sum_over_ranks(loss_sum)
-        loss = loss_sum / self.validation.num_trained_tokens
+        loss = float(self._sum_over_ranks(loss_sum)) / self.validation.num_trained_tokens
         if not math.isfinite(loss):
             raise TrainingError(f"iteration {iteration}: validation loss {loss}")
         if self.log:
@@ -308,11 +312,11 @@ class Loop:
                 f"({len(self.validation)} samples, {time.perf_counter() - start_s:.1f} s)"
             )
 
-    def _forward(self, samples: Sequence[Sample], *, train: bool) -> float:
+    def _forward(self, samples: Sequence[Sample], *, train: bool) -> Tensor:
         """Forward (and backward) of this rank's share of the samples.
 
         Returns:
-            The sum of its trained tokens' losses; 0 on ranks that don't hold the last pipeline stage.
+            The sum of its trained tokens' losses, not waited for; 0 on ranks without the last pipeline stage.
         """
         size, rank = self.layout.context_parallel_size, parallel_state.get_context_parallel_rank()
         whole: list[MicroBatch] = self.batching.micro_batches(samples, self.device)
@@ -328,16 +332,16 @@ class Loop:
             micro_batch_size=len(whole[0].tokens_BS),  # packed samples are one row
             forward_only=not train,
         )
-        return float(sum(record["loss_sum"].double() for record in losses))
+        none = torch.zeros((), dtype=torch.float64, device=self.device)
+        return sum((record["loss_sum"].double() for record in losses), none)
 
     def _cost(self, sample: Sample) -> float:
         return self.flops.of_step([len(sample.token_ids)], int(sum(sample.loss_mask)))
 
-    def _sum_over_ranks(self, loss_sum: float, *others: float) -> list[float]:
-        """Sums over all ranks; the loss only counts once for each tensor parallel group."""
-        if parallel_state.get_tensor_model_parallel_rank() != 0:
-            loss_sum = 0.0
-        sums = torch.tensor([loss_sum, *others], dtype=torch.float64, device=self.device)
+    def _sum_over_ranks(self, loss_sum: Tensor, *others: float) -> Tensor:
+        """Sums over all ranks, fp64; the loss only counts once for each tensor parallel group."""
+        counts = parallel_state.get_tensor_model_parallel_rank() == 0
+        sums = to_device(torch.tensor([0.0, *others], dtype=torch.float64), self.device)
+        sums[0] = loss_sum if counts else 0.0
         dist.all_reduce(sums)
-        values: list[float] = sums.tolist()
-        return values
+        return sums

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.memory import configure
 from mcore.backend.layout import Layout
-from mcore.backend.parallel import parallel_processes
+from mcore.backend.parallel import parallel_processes, start
 from mcore.bridge.families import dims_of
 from mcore.metrics import read_metrics
 from mcore.train.base import Base, open_base
@@ -96,6 +96,7 @@ def test_memory_is_what_is_estimated_and_less_than_on_the_gpu(folder: Path, frac
     run = tiny_run(folder, **settings(fraction))
     small = open_base(folder / "base", run)
     base = Base(hf_config, small.hf, small.weights, dims_of(hf_config).vocab)
+    start(Layout())  # training left the process groups
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     training = build_training(run.train, Schedule(STEPS, 3), base, Layout(), has_weights=False)

@@ -55,4 +55,6 @@ def summed_loss(losses_1T: Tensor) -> LossOutput:
     (`calculate_per_token_loss`), so the loss is a mean over all trained tokens of the step, however it is divided.
     """
     loss = losses_1T.float().sum()
-    return loss, torch.tensor(losses_1T.numel(), dtype=torch.int, device=losses_1T.device), {"loss_sum": loss.detach()}
+    # Filled in on the device: a number sent there would be waited for, between the forward and the backward pass.
+    num_tokens = torch.full((), losses_1T.numel(), dtype=torch.int, device=losses_1T.device)
+    return loss, num_tokens, {"loss_sum": loss.detach()}
