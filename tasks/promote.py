@@ -45,6 +45,8 @@ def promote(
     store.digests.save()
     job.say(f"{config.alias} of {name}: {'promoted' if decision.promoted else 'not promoted'}: {decision.reason}")
     job.output.mkdir(parents=True, exist_ok=True)
-    (job.output / DECISION).write_text(json.dumps(asdict(decision), indent=2) + "\n")
+    (job.output / DECISION).write_text(
+        json.dumps(asdict(decision) | {"figures": dict(decision.figures)}, indent=2) + "\n"
+    )
     figures = {"promoted": decision.promoted, "reason": decision.reason, "alias": decision.alias, **decision.figures}
     (job.output / METRICS).write_text(json.dumps(figures, indent=2) + "\n")
