@@ -20,6 +20,7 @@ from flows.cli_artifacts import artifacts
 from flows.cli_bootstrap import bootstraps
 from flows.cli_dataset import dataset
 from flows.cli_from_swift import translation
+from flows.cli_node import node_commands
 from flows.cli_plan import RUNS, plans
 from flows.cli_promote import promotion
 from flows.cli_runs import run_commands
@@ -48,7 +49,7 @@ def run(run_file: RunFile, overrides: Overrides = None, store: StoreFolder = Non
     Everything that is wrong with the run is told before anything is started. Without a Prefect server (PREFECT_API_URL)
     the run brings its own.
     """
-    checked = check_run_file(run_file, all_overrides(overrides, store))
+    checked = check_run_file(run_file, all_overrides(overrides, store), here=True)
     go_on_in_own_session()
     from flows.console import run_in_console  # Prefect: more than a second that no other command need wait for
 
@@ -81,6 +82,7 @@ def report(
         typer.echo(text, nl=False)
 
 
+app.add_typer(node_commands)
 app.add_typer(translation)
 app.add_typer(stages)
 app.add_typer(artifacts, name="artifacts", rich_help_panel=RUNS)

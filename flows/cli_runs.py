@@ -209,7 +209,7 @@ def resume(
     launch = {**record.config["launch"], "store": str(opened.root)}
     if from_stage is not None:
         launch["again"] = {**launch.get("again", {}), from_stage: now()}
-    checked = check_run({**record.config, "launch": launch})
+    checked = check_run({**record.config, "launch": launch}, here=True)
     go_on_in_own_session()
     from flows.console import run_in_console  # Prefect: more than a second that no other command need wait for
 

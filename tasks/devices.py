@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
@@ -18,7 +17,6 @@ from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import deployment, flow_run
 
-from configs.schema.launch import LaunchConfig
 from mcore.devices import Request
 from mcore.errors import ConfigError, Problem
 
@@ -28,11 +26,6 @@ LEASE_S = 60.0
 """Seconds after which the server takes back the slots of a run that is gone: the shortest that it allows."""
 LISTEN_EVERY_S = 10.0
 """Seconds of waiting for slots between two looks at whether the run was cancelled meanwhile."""
-
-
-def request_of(launch: LaunchConfig, count: int, holder: str) -> Request:
-    """Devices of this machine for some processes, from those that the run may take."""
-    return Request(count, Path(launch.device_locks), holder, launch.devices, launch.device_slots)
 
 
 @contextmanager

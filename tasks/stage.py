@@ -37,10 +37,11 @@ from mcore.errors import GateError, LaunchError, PipelineError
 from mcore.folders import remove
 from mcore.leases import Lease
 from tasks.attach import start_or_attach
-from tasks.devices import deployment_slots, request_of
+from tasks.devices import deployment_slots
 from tasks.events import tell_gate_failed
 from tasks.failure import FAILURE, record_failure
 from tasks.graph import StagePlan
+from tasks.preflight.devices import request_of
 from tasks.versions import versions_of
 from tasks.watch import watched
 

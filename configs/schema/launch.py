@@ -84,6 +84,9 @@ class LaunchConfig(StrictModel):
     device_locks: str = "/dev/shm/mcore-flows-devices"
     """Folder, on this machine and not on a network, in which runs see each other's devices. Containers that share GPUs
     have to share it."""
+    check_collectives: Literal["auto", "always", "never"] = "auto"
+    """Whether the processes of a training on this machine do a tiny all-reduce before anything is started. `auto`: on
+    GPUs alone, as it takes some seconds."""
     store: str = "store"
     """Folder of the artifact store, relative to the working directory."""
 

@@ -30,11 +30,16 @@ def checkpoint_bytes(
     """
     if config.tuner_type == "lora":
         return 0
-    dims = dims_of(hf_config, make_vocab_size_divisible_by=make_vocab_size_divisible_by)
-    num_parameters = sum(math.prod(shape) for shape in mcore_shapes_of(family_of_config(hf_config), dims).values())
     weight = 4 if config.torch_dtype == "float32" else 2
     has_main_weights = config.use_distributed_optimizer or config.torch_dtype != "float32"
-    return num_parameters * (weight + 4 * has_main_weights + 8)
+    count = num_parameters(hf_config, make_vocab_size_divisible_by=make_vocab_size_divisible_by)
+    return count * (weight + 4 * has_main_weights + 8)
+
+
+def num_parameters(hf_config: Mapping[str, Any], *, make_vocab_size_divisible_by: int = 1) -> int:
+    """Numbers in a model's weights, padded rows of the vocabulary among them."""
+    dims = dims_of(hf_config, make_vocab_size_divisible_by=make_vocab_size_divisible_by)
+    return sum(math.prod(shape) for shape in mcore_shapes_of(family_of_config(hf_config), dims).values())
 
 
 def output_problems(
@@ -62,7 +67,7 @@ def output_problems(
 def room_problems(output: Path, config: TrainConfig, *, train_iters: int | None, num_bytes: int) -> list[Problem]:
     """Whether there is room for all checkpoints that the run has at once; arguments as in `output_problems`."""
     existing = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.is_dir())
-    needed = _num_checkpoints(config, train_iters)
+    needed = num_checkpoints(config, train_iters)
     missing_bytes = max(0, needed - len(iterations_in(output))) * num_bytes
     free = shutil.disk_usage(existing).free
     if free >= missing_bytes:
@@ -72,7 +77,7 @@ def room_problems(output: Path, config: TrainConfig, *, train_iters: int | None,
     return [Problem(f"the run's folder: {existing}", f"room for {what}", f"{free / 1e9:.3f} GB free", fix)]
 
 
-def _num_checkpoints(config: TrainConfig, train_iters: int | None) -> int:
+def num_checkpoints(config: TrainConfig, train_iters: int | None) -> int:
     """How many there are at once, at most."""
     num_saved = 1 if train_iters is None else math.ceil(train_iters / config.save_steps)
     # The one that is superfluous goes when the next is there.

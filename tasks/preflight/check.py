@@ -11,13 +11,16 @@ from configs.schema.launch import LaunchConfig
 from configs.schema.load import RunFileError, read_run_file
 from configs.schema.run import RunConfig
 from mcore.artifacts import Store
+from mcore.bridge.hf_config import read_hf_config
 from mcore.errors import ConfigError, InputError, Problem
 from mcore.sources.resolve import ResolvedSource
 from tasks.graph import StagePlan, stages
+from tasks.model_folder import collected
 from tasks.preflight.data import data_problems, evaluate_problems, file_problems
 from tasks.preflight.groups import as_problems, groups_of
+from tasks.preflight.machine import machine_problems
 from tasks.preflight.model import fetched, model_problems, source_of
-from tasks.preflight.store import room_problems_of, store_problems
+from tasks.preflight.store import store_problems
 from tasks.preflight.training import select_problems, train_problems
 
 
@@ -31,13 +34,15 @@ class CheckedRun:
     stages: tuple[StagePlan, ...]
 
 
-def check_run_file(path: Path, overrides: Iterable[str] = (), *, ask_source: bool = True) -> CheckedRun:
+def check_run_file(
+    path: Path, overrides: Iterable[str] = (), *, ask_source: bool = True, here: bool = False
+) -> CheckedRun:
     """Read a run file, put the overrides in, and check all of it as `check_run` does.
 
     Raises:
         InputError: Everything that is wrong with it.
     """
-    return check_run(_read(path, overrides), ask_source=ask_source)
+    return check_run(_read(path, overrides), ask_source=ask_source, here=here)
 
 
 def check_training_file(path: Path, overrides: Iterable[str] = (), *, needs_model: bool) -> RunConfig:
@@ -77,12 +82,13 @@ def _raise(problems: list[Problem]) -> None:
         raise InputError(f"the run can't be started: {len(problems)} problem{'s' * (len(problems) > 1)}", problems)
 
 
-def check_run(raw: Mapping[str, Any] | RunConfig, *, ask_source: bool = True) -> CheckedRun:
+def check_run(raw: Mapping[str, Any] | RunConfig, *, ask_source: bool = True, here: bool = False) -> CheckedRun:
     """Check a run.
 
     Args:
         raw: A run, or the mapping that is to become one.
         ask_source: Whether to ask the source of a model that is not there yet if it could be fetched.
+        here: Whether it is about to run on this machine, so that devices, memory, versions and room count.
 
     Raises:
         InputError: Everything that is wrong with it.
@@ -108,8 +114,10 @@ def check_run(raw: Mapping[str, Any] | RunConfig, *, ask_source: bool = True) ->
             plans = stages(groups.run, source, store)
             problems += _again_problems(groups.run.launch, plans)
         problems += model_problems(source, fetched(plans, store), groups, ask_source=ask_source)
-        if not any(plan.name == "train" and store.find(plan.kind, plan.key) for plan in plans):
-            problems += room_problems_of(source, fetched(plans, store), groups)
+        if here and groups.run is not None:
+            weights = source.path or fetched(plans, store)
+            config = collected([], source.hf_config if weights is None else lambda: read_hf_config(weights))
+            problems += machine_problems(groups.run, plans, store, config, weights)
     _raise(problems)
     assert groups.run is not None and source is not None
     return CheckedRun(groups.run, source, store, plans)

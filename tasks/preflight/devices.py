@@ -10,13 +10,18 @@ import psutil
 
 from configs.schema.launch import LaunchConfig
 from configs.schema.run import RunConfig
-from mcore.devices import Device, Gpu, devices_for, holders
+from mcore.devices import Device, Gpu, Request, devices_for, holders
 from mcore.errors import PipelineError, Problem
 from mcore.train.memory import StageMemory, estimate
 
 GIB = 2**30
 _MORE = "Use fewer processes, or a machine with more."
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def request_of(launch: LaunchConfig, count: int, holder: str) -> Request:
+    """Devices of this machine for some processes, from those that the run may take."""
+    return Request(count, Path(launch.device_locks), holder, launch.devices, launch.device_slots)
 
 
 def count_problems(launch: LaunchConfig, gpus: Sequence[Gpu], needs: Mapping[str, int]) -> list[Problem]:

@@ -51,7 +51,7 @@ def driver_problems(gpus: Iterable[Gpu], cuda: str | None, subject: str) -> list
     if not gpus:
         return []
     if cuda is None:
-        fix = "Install the build for CUDA (requirements/gpu*.txt)."
+        fix = "Install the build for CUDA (requirements/gpu*.txt), or hide the GPUs (CUDA_VISIBLE_DEVICES=)."
         return [Problem(subject, "torch built for CUDA, as there are GPUs", "a build without", fix)]
     oldest = MIN_DRIVER.get(int(cuda.partition(".")[0]))
     found = min((gpu.driver for gpu in gpus), key=_order)

@@ -187,6 +187,7 @@ TABLE = {
     "launch.devices": ((0, 1), NOTHING),
     "launch.device_slots": (4, NOTHING),
     "launch.device_locks": ("elsewhere", NOTHING),
+    "launch.check_collectives": ("never", NOTHING),
     "launch.store": ("elsewhere", NOTHING),
 }
 
