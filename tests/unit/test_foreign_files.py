@@ -29,23 +29,7 @@ from mcore.verify.prompts import prompt_set
 from mcore.verify.traces import load_hf_model
 from tests.hf_folders import assert_same_weights, weights_of, write_hf_folder
 from tests.tiny_runs import make_base, tiny_run
-
-ROOT = Path(__file__).parents[2]
-FOLDERS = ("configs", "flows", "mcore", "tasks", "benchmarks")
-
-
-def calls():
-    """Every call in the project: where it is, the call, and what is called, as text."""
-    for folder in FOLDERS:
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Call):
-                    yield f"{path.relative_to(ROOT)}:{node.lineno}", node, ast.unparse(node.func)
-
-
-def keyword(call, name):
-    found = [keyword.value for keyword in call.keywords if keyword.arg == name]
-    return ast.literal_eval(found[0]) if found else None
+from tests.unit.source_calls import calls, keyword
 
 
 def test_nothing_unpickles_what_it_does_not_know():
