@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -31,6 +32,7 @@ def node(
     Started before or behind it, with the same run file, and left alone: it joins again whenever training is started
     again, and ends when that is complete.
     """
+    os.environ.pop("NODE_RANK", None)  # what is checked is the run, whose flow is on machine 0
     checked = check_run_file(run_file, all_overrides(overrides, store), ask_source=False)
     launch = checked.run.launch
     problems = []

@@ -26,10 +26,10 @@ def orders_for(job: Job, module: str, *arguments: str) -> Orders:
     folder.mkdir(parents=True, exist_ok=True)
     run_file = folder / "run.yaml"
     write_durably(run_file, yaml.safe_dump(job.run.model_dump(mode="json"), sort_keys=False))
+    digest = digest_of({"folder": str(folder)})  # of the place too: two stores may be filled by one scheduler
     orders = Orders(
         folder=folder,
-        # Of the place too: two stores may be filled by one scheduler.
-        name=f"mcore-flows-{digest_of([str(folder)])[:16]}",
+        name=f"mcore-flows-{digest[:16]}",
         launcher=launch.launcher,
         nnodes=launch.nnodes,
         nproc_per_node=launch.nproc_per_node,

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import yaml
 
 from mcore.artifacts import ArtifactRef
 from mcore.errors import Problem, StoppedError, TrainingError
+from mcore.launch import RECORD
+from mcore.launchers.orders import RECORD_VARIABLE
 from mcore.metrics import FILE_NAME as METRICS_FILE
 from mcore.select import read_tracker
+from tasks.cluster import orders_for
 from tasks.progress import TrainingProgress
 from tasks.stage import Job, stage
 
@@ -18,11 +23,29 @@ from tasks.stage import Job, stage
 @stage("train")
 def train(job: Job, *, base: ArtifactRef, proof: ArtifactRef) -> None:
     """Tuned checkpoints, metrics and TensorBoard. Goes on from the newest checkpoint that an earlier attempt saved."""
+    limits = job.run.launch
+    progress = TrainingProgress(job)
+    if not limits.is_single_machine:
+        orders = orders_for(job, "mcore.train", "--base", base.path, "--output", str(job.output.absolute()))
+        # Its machines watch for a standstill themselves: the job may wait for them first, for as long as it must.
+        launch_until_complete(
+            job,
+            [sys.executable, "-m", "mcore.launchers", "follow", str(orders.path)],
+            env={RECORD_VARIABLE: str((job.stage_dir / RECORD).absolute())},
+            grace_s=limits.grace_s,
+            on_tick=progress.tick,
+            num_devices=limits.nproc_per_node if limits.launcher == "local" else 0,  # schedulers hand out their own
+        )
+    else:
+        _train_here(job, base, on_tick=progress.tick)
+    progress.tick(now=True)
+
+
+def _train_here(job: Job, base: ArtifactRef, *, on_tick: Callable[[], None]) -> None:
     run_file = job.stage_dir / "run.yaml"
     run_file.write_text(yaml.safe_dump(job.run.model_dump(mode="json"), sort_keys=False))
     limits = job.run.launch
     num_ranks, num_cores = limits.nproc_per_node, len(os.sched_getaffinity(0))
-    progress = TrainingProgress(job)
     launch_until_complete(
         job,
         [
@@ -39,9 +62,9 @@ def train(job: Job, *, base: ArtifactRef, proof: ArtifactRef) -> None:
         grace_s=limits.grace_s,
         stall_timeout_s=limits.stall_timeout_s,
         progress=[job.output / METRICS_FILE, job.output],
-        on_tick=progress.tick,
+        on_tick=on_tick,
+        num_devices=num_ranks,
     )  # fmt: skip
-    progress.tick(now=True)
 
 
 def launch_until_complete(job: Job, argv: list[str], **options: Any) -> None:

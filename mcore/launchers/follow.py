@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from mcore.child import ERROR_FILE_VARIABLE
@@ -27,7 +28,11 @@ from mcore.train.stop import StopRequest
 TICK_S = 0.2
 END_BEFORE_S = 10.0
 """Seconds before the end of the grace in which a job that did not end by itself is ended."""
-LAUNCHERS = {"local": LocalLauncher, "slurm": SlurmLauncher, "kubernetes": KubernetesLauncher}
+LAUNCHERS: dict[str, Callable[[Orders], Launcher]] = {
+    "local": LocalLauncher,
+    "slurm": SlurmLauncher,
+    "kubernetes": KubernetesLauncher,
+}
 
 
 class Tail:
@@ -113,24 +118,38 @@ def _outcome(orders: Orders, launcher: Launcher, state: JobState, *, was_asked: 
     folder = launcher.folder()
     reported = _reported(folder / "error.json") if folder is not None else None
     # Who lost the others reports a defect of its own, as a process that stands alone can't know better.
-    if reported is not None and not (state.phase == "lost" and type(reported) is PipelineError):
+    stands_alone = state.phase == "lost" and type(reported) is PipelineError
+    # Whoever cancels the job of a run does not want it back, although its processes saved.
+    was_cancelled = state.phase == "cancelled" and not was_asked
+    if reported is not None and not stands_alone and not was_cancelled:
         assert folder is not None
         if target := os.environ.get(ERROR_FILE_VARIABLE):
             shutil.copyfile(folder / "error.json", target)
         return reported.exit_status
-    problems = list(reported.problems) if reported is not None else []
-    told = {"returncode": state.status, "log_path": str(folder) if folder is not None else None}
-    if state.phase == "stopped" or (was_asked and state.phase == "cancelled"):
-        raise StoppedError(f"the job left before its end: {state.reason or 'asked to'}", problems, **told)
-    if state.phase == "out_of_memory":
-        raise InfrastructureError(f"the job was killed for want of memory (oom-kill): {state.reason}", problems, **told)
-    if state.phase == "lost":
-        raise InfrastructureError(f"the job was lost: {state.reason}", problems, **told)
-    if state.phase == "cancelled":
-        raise LaunchError(f"the job was cancelled by somebody else than this run: {state.reason}", problems, **told)
-    if state.status is not None and state.status > 128:
-        raise InfrastructureError(f"the job was ended by signal {state.status - 128}", problems, **told)
-    raise LaunchError(f"the job failed: {state.reason or f'exit status {state.status}'}", problems, **told)
+    problems = list(reported.problems) if reported is not None and not was_cancelled else []
+    cls, summary = _in_words(state, was_asked=was_asked)
+    log_path = str(folder) if folder is not None else None
+    raise cls(summary, problems, returncode=state.status, log_path=log_path)
+
+
+def _in_words(state: JobState, *, was_asked: bool) -> tuple[type[LaunchError], str]:
+    """Class and summary of the error that a job's end is."""
+    signal_number = state.status - 128 if state.status is not None and state.status > 128 else 0
+    match state.phase:
+        case "stopped":
+            return StoppedError, f"the job left before its end: {state.reason or 'asked to'}"
+        case "cancelled" if was_asked:
+            return StoppedError, "the job was ended as this run was asked to"
+        case "cancelled":
+            return LaunchError, f"the job was cancelled by somebody else than this run: {state.reason}"
+        case "out_of_memory":
+            return InfrastructureError, f"the job was killed for want of memory (oom-kill): {state.reason}"
+        case "lost":
+            return InfrastructureError, f"the job was lost: {state.reason}"
+        case _ if signal_number:
+            return InfrastructureError, f"the job was ended by signal {signal_number}"
+        case _:
+            return LaunchError, f"the job failed: {state.reason or f'exit status {state.status}'}"
 
 
 def _reported(error_file: Path) -> PipelineError | None:

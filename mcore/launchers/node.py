@@ -28,8 +28,9 @@ PORT_RANGE = (20000, 10000)
 KUBERNETES_PORT = 29400
 START_VARIABLE = "MCORE_FLOWS_START"
 """Environment variable that says to a pod which start of the job it belongs to."""
-READ_TIMEOUT_S = 60.0
-"""Seconds after which a machine that does not reach the first one any more gives up."""
+READ_TIMEOUT_S = 30.0
+"""Half of the seconds after which a machine that does not reach the first one any more gives up: torch 2.13 waits once
+more for an answer that it does not want any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def torchrun_words(orders: Orders, place: Place, *, local_addr: str | None) -> l
     """The command of a machine."""
     read_timeout_s = READ_TIMEOUT_S
     if orders.stall_timeout_s is not None:  # so that who was cut off says so, before all are ended for standing still
-        read_timeout_s = max(5.0, min(read_timeout_s, orders.stall_timeout_s / 2))
+        read_timeout_s = max(5.0, min(read_timeout_s, orders.stall_timeout_s / 4))
     settings = {
         "is_host": "true" if place.rank == 0 else "false",
         "join_timeout": round(orders.join_timeout_s),
@@ -133,7 +134,8 @@ def address_towards(endpoint: str, ifname: str | None) -> str | None:
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, int(port)))  # asks the routing table; nothing is sent
         address = str(probe.getsockname()[0])
-        return None if address.startswith("127.") else address
+        # A name that leads to this machine itself, as many a hosts file has it, leads nobody else here.
+        return None if address.startswith("127.") and not host.startswith("127.") else address
     return None
 
 

@@ -46,5 +46,5 @@ def read_once(read: Callable[[], Datasets]) -> Datasets:
 def _broadcast(array: np.ndarray, group: dist.ProcessGroup) -> None:
     """Send rank 0's array, of any length, into the others' in place."""
     whole = torch.from_numpy(array.view(np.uint8))
-    for part in whole.split(CHUNK):
-        dist.broadcast(part, src=0, group=group)
+    for begin in range(0, len(whole), CHUNK):
+        dist.broadcast(whole[begin : begin + CHUNK], src=0, group=group)
