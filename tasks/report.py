@@ -19,7 +19,7 @@ from mcore.folders import write_durably
 from mcore.metrics import FILE_NAME as METRICS_FILE
 from mcore.metrics import read_metrics
 from mcore.select import select_checkpoint
-from mcore.wording import duration
+from mcore.wording import duration, size
 from tasks.loss_curve import data_uri, loss_curve, loss_points
 
 if TYPE_CHECKING:
@@ -28,8 +28,24 @@ if TYPE_CHECKING:
 REPORT = "report.md"
 CURVE = "loss.svg"
 GO_ON = "Run the same command again to go on."
-FIGURES_SHOWN = 4
-"""Figures of a stage in the table; its manifest has all."""
+FIGURES = {
+    "num_parameters": "{:,} parameters",
+    "bytes": "{}",
+    "num_differing_tensors": "{} tensors differ",
+    "relative_error": "error {:.1e}",
+    "iterations": "{:,} iterations",
+    "final_loss": "loss {:.4f}",
+    "iteration": "iteration {:,}",
+    "reason": "{}",
+    "base_pass_rate": "base {:.0%}",
+    "tuned_pass_rate": "tuned {:.0%}",
+    "pass_rate": "{:.0%} passed",
+    "perplexity": "perplexity {:.4g}",
+    "num_failed_gates": "{} gates failed",
+}
+"""Figures of a stage that the table shows, in this order and these words; its manifest has all."""
+FIGURES_SHOWN = 2
+"""So many of them: a page has room for no more."""
 
 
 @contextmanager
@@ -169,7 +185,7 @@ def report_page(planned: PlannedRun, curve: str | None, error: BaseException | N
 
 
 def _stage_table(planned: PlannedRun, done: Mapping[str, Outcome], failed: str | None, ended: str) -> list[str]:
-    lines = ["| stage | state | time | artifact | figures |", "| --- | --- | ---: | --- | --- |"]
+    lines = ["| stage | state | time | figures | artifact |", "| --- | --- | ---: | --- | --- |"]
     for name, plan in planned.plans.items():
         outcome = done.get(name)
         state = ended if name == failed else "not reached"
@@ -177,7 +193,7 @@ def _stage_table(planned: PlannedRun, done: Mapping[str, Outcome], failed: str |
         if outcome is not None:
             state = "cached" if outcome.cached else "made"
             time, figures = _time(planned, outcome), _figures(outcome.artifact.metrics)
-        lines.append(f"| {name} | {state} | {time} | `{plan.kind}/{plan.key[:8]}` | {figures} |")
+        lines.append(f"| {name} | {state} | {time} | {figures} | `{plan.key[:8]}` |")
     return lines
 
 
@@ -193,12 +209,12 @@ def _time(planned: PlannedRun, outcome: Outcome) -> str:
 
 
 def _figures(metrics: Mapping[str, Any]) -> str:
-    """The first few plain figures, such as `num_tensors 272, bytes 269060552`."""
-    shown = [
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in metrics.items()
-        if isinstance(value, int | float | str) and name != "seconds"
-    ]
+    """The first few that matter, such as `90,624 parameters, 427 kB`."""
+    shown = []
+    for name, text in FIGURES.items():
+        value = metrics.get(name)
+        if value is not None:
+            shown.append(text.format(size(value) if name == "bytes" else value))
     return ", ".join(shown[:FIGURES_SHOWN]).replace("|", "\\|")
 
 

@@ -1,4 +1,4 @@
-"""Flows start a Prefect that tells nobody about it."""
+"""Flows start a Prefect that tells nobody about it, and that nobody can ask from another machine."""
 
 import os
 import subprocess
@@ -12,6 +12,7 @@ from prefect.settings import get_current_settings
 settings = get_current_settings()
 assert settings.server.analytics_enabled is False
 assert settings.server.ephemeral.startup_timeout_seconds == 120
+assert settings.server.api.host == "127.0.0.1"
 """
 
 

@@ -17,7 +17,7 @@ from tasks.stage import Outcome, PlannedRun
 from tests.unit.tasks.model_folders import write_workspace
 
 METRICS: dict[str, dict[str, Any]] = {
-    "convert": {"num_tensors": 19, "bytes": 3072, "seconds": 1.0, "nested": {"left": "out"}},
+    "convert": {"num_tensors": 19, "num_parameters": 90_624, "bytes": 3072, "seconds": 1.0, "nested": {"left": "out"}},
     "verify_convert": {"num_tensors": 19, "num_differing_tensors": 0, "relative_error": 2.5e-6, "passed": True},
     "select": {"iteration": 10, "reason": "lowest | of 2"},
 }
@@ -79,7 +79,8 @@ def test_a_run_that_is_done(planned: PlannedRun) -> None:
     assert path == planned.store.run_dir("small") / "report.md"
     assert page.startswith("# small: done\n")
     key = planned.plans["convert"].key[:8]
-    assert f"| convert | cached | made in 1.0 s | `convert/{key}` | num_tensors 19, bytes 3072 |" in page
+    assert f"| convert | cached | made in 1.0 s | 90,624 parameters, 3.1 kB | `{key}` |" in page
+    assert "| 0 tensors differ, error 2.5e-06 |" in page and "| iteration 10, lowest \\| of 2 |" in page
     assert "| train | made |" in page and "lowest \\| of 2" in page
     assert "10 iterations, loss 4.0000 to 0.4000" in page
     assert "lowest validation loss 0.5000 at iteration 10" in page and "6,000 tokens/s" in page
