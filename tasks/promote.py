@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 
+from prefect.blocks.system import Secret
+
+from configs.schema.promote import TOKEN_VARIABLES, PromoteConfig
 from mcore.artifacts import ArtifactRef, Store, digest_of
+from mcore.errors import ConfigError, Problem
 from mcore.registry.aliases import Registry
 from mcore.registry.approval import read_request
 from mcore.registry.promotion import Decision
@@ -43,6 +48,10 @@ def promote(
             agreed=None if request is None else request.verdict, by_itself=True,
         )  # fmt: skip
     store.digests.save()
+    if decision.promoted and config.push is not None:
+        folder = registry.link(config.alias).resolve()
+        token = {TOKEN_VARIABLES[config.push[:2]]: hub_token(config)}
+        job.python("mcore.registry", "push", "--folder", folder, "--to", config.push, env=token)
     job.say(f"{config.alias} of {name}: {'promoted' if decision.promoted else 'not promoted'}: {decision.reason}")
     job.output.mkdir(parents=True, exist_ok=True)
     (job.output / DECISION).write_text(
@@ -50,3 +59,26 @@ def promote(
     )
     figures = {"promoted": decision.promoted, "reason": decision.reason, "alias": decision.alias, **decision.figures}
     (job.output / METRICS).write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def hub_token(config: PromoteConfig) -> str:
+    """The token for `promote.push`, which is in no parameter: of a Prefect Secret block, or of the environment.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    assert config.push is not None
+    variable = TOKEN_VARIABLES[config.push[:2]]
+    if config.push_secret is None:
+        token, place = os.environ.get(variable, ""), f"the environment variable {variable}"
+    else:
+        place = f"the Prefect Secret block {config.push_secret}"
+        try:
+            token = str(Secret.load(config.push_secret).get())  # type: ignore[union-attr]
+        except ValueError:  # no such block
+            token = ""
+    if not token:
+        raise ConfigError(
+            "the model is promoted, but not pushed", [Problem(place, f"a token for {config.push}", "none")]
+        )
+    return token

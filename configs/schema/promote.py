@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from configs.schema.base import StrictModel
 
 Alias = Literal["candidate", "staging", "production"]
 """What a model is known by where it is used."""
+
+TOKEN_VARIABLES = {"hf": "HF_TOKEN", "ms": "MODELSCOPE_API_TOKEN"}
+"""Environment variable that holds a hub's token."""
 
 MODEL_NAME = r"^[0-9a-z][0-9a-z_.-]{0,63}$"
 """Names that are folders of the registry."""
@@ -36,3 +39,9 @@ class PromoteConfig(StrictModel):
     push_secret: str | None = Field(default=None, pattern=r"^[a-z0-9-]+$")
     """Name of the Prefect Secret block that holds the hub's token. If unset, the token is `HF_TOKEN` or
     `MODELSCOPE_API_TOKEN` of the worker's environment. The token itself never belongs into a run."""
+
+    @model_validator(mode="after")
+    def _secret_is_for_a_push(self) -> Self:
+        if self.push_secret is not None and self.push is None:
+            raise ValueError("promote.push_secret is the token for promote.push, which is not set")
+        return self

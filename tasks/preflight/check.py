@@ -18,10 +18,15 @@ from tasks.graph import StagePlan, stages
 from tasks.model_folder import collected
 from tasks.preflight.data import data_problems, evaluate_problems, file_problems
 from tasks.preflight.groups import as_problems, groups_of
+from tasks.preflight.launchers import launcher_problems
 from tasks.preflight.machine import machine_problems
 from tasks.preflight.model import fetched, model_problems, source_of
+from tasks.preflight.promotion import promote_problems
 from tasks.preflight.store import store_problems
 from tasks.preflight.training import select_problems, train_problems
+
+LATER = {"select", "evaluate", "promote"}
+"""Groups of a run that training by itself does not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,7 @@ def check_training_file(path: Path, overrides: Iterable[str] = (), *, needs_mode
     Raises:
         InputError: Everything that is wrong with it.
     """
-    raw = {name: value for name, value in _read(path, overrides).items() if name not in {"select", "evaluate"}}
+    raw = {name: value for name, value in _read(path, overrides).items() if name not in LATER}
     groups, problems = groups_of(raw)
     problems += file_problems(raw, groups)
     problems += data_problems(groups.data, groups) if groups.data is not None else []
@@ -118,6 +123,7 @@ def check_run(raw: Mapping[str, Any] | RunConfig, *, ask_source: bool = True, he
             weights = source.path or fetched(plans, store)
             config = collected([], source.hf_config if weights is None else lambda: read_hf_config(weights))
             problems += machine_problems(groups.run, plans, store, config, weights)
+            problems += promote_problems(groups.run.promote)
     _raise(problems)
     assert groups.run is not None and source is not None
     return CheckedRun(groups.run, source, store, plans)

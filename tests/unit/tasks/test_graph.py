@@ -175,7 +175,7 @@ TABLE = {
     "promote.approval": (True, {"promote"}),
     "promote.timeout_s": (60.0, NOTHING),
     "promote.push": ("hf:org/name", {"promote"}),
-    "promote.push_secret": ("token", NOTHING),
+    "promote.push_secret": ({"promote.push": "hf:org/name", "promote.push_secret": "token"}, {"promote"}),
     "launch.nproc_per_node": (4, FROM_TRAIN),
     "launch.timeout_s": (60.0, NOTHING),
     "launch.stage_timeout_s": ({"launch.stage_timeout_s": {"train": 60.0}}, NOTHING),
