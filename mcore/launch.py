@@ -128,7 +128,8 @@ def run(
         orders += [f"--progress={path}" for path in progress]
         execution = _start(words, orders, log_path, error_file, cwd, env)
     process = execution.process
-    sampler = LineSampler(execution.log_path, execution.seen, on_line or _nobody)
+    tell = on_line or _nobody
+    sampler = LineSampler(execution.log_path, execution.seen, lambda line: tell(redacted(line, env or {})))
     try:
         with _hear_ctrl_c() as heard:
             _watch(process, sampler, on_tick, must_stop=heard)
@@ -376,7 +377,7 @@ class LineSampler:
             return
         self._tell_left_out()
         self._allowance -= 1
-        self._on_line(redacted(line))
+        self._on_line(line)
 
     def _is_of_a_warning(self, line: str) -> bool:
         """Whether Python's warnings module wrote this: where and what, and below it the line of source, indented."""

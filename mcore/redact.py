@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 SHORTEST = 8
 """Characters of the shortest value that is taken for a secret: `1` and `true` are none, and would be everywhere."""
@@ -38,9 +39,9 @@ def secrets_of(environment: Mapping[str, str]) -> list[str]:
     return sorted((value for value in found if len(value) >= SHORTEST), key=lambda value: (-len(value), value))
 
 
-def redacted(text: str) -> str:
-    """The text, as long as it was, without this process' secrets."""
-    for secret in secrets_of(os.environ):
+def redacted(text: str, more: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The text, as long as it was, without this process' secrets, and those among `more` variables."""
+    for secret in secrets_of({**os.environ, **more}):
         text = text.replace(secret, "*" * len(secret))
     return text
 

@@ -21,6 +21,8 @@ SECRET = {
     "MY_PASSWORD": "planted-password",
 }
 VALUES = {name: value.partition("//")[2].partition("@")[0].partition(":")[2] or value for name, value in SECRET.items()}
+OF_A_BLOCK = "hub_planted0123"
+"""A secret that only the child is given."""
 PLAIN = {
     "TOKENIZERS_PARALLELISM": "false-or-so",
     "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
@@ -106,6 +108,7 @@ def test_what_a_child_prints_of_them_is_kept_nowhere(tmp_path: Path, then: str) 
             log_path=tmp_path / "stage.log",
             error_file=tmp_path / "error.json",
             on_line=lines.append,
+            env={"HUB_TOKEN": OF_A_BLOCK},
         )
     except PipelineError as exc:
         error = exc
@@ -117,5 +120,6 @@ def test_what_a_child_prints_of_them_is_kept_nowhere(tmp_path: Path, then: str) 
     # The child's own program is in the log's first line and in the record; it holds names only.
     everything = "\n".join([*written.values(), *lines, *told])
     assert not [name for name, value in VALUES.items() if value in everything]
+    assert OF_A_BLOCK not in everything and "'HUB_TOKEN': '****" in written["stage.log"]
     if "sys.exit" in then:
         assert isinstance(error, LaunchError) and "****" in error.tail
