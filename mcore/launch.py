@@ -39,7 +39,7 @@ from mcore.errors import (
     error_from_json,
 )
 from mcore.leases import Lease
-from mcore.redact import redacted, without_prefect_secrets
+from mcore.redact import redact_file, redacted, without_prefect_secrets
 from mcore.supervise.claims import Work
 from mcore.supervise.processes import all_pids, environment_of, send
 from mcore.supervise.record import Record, read_record
@@ -141,14 +141,15 @@ def run(
         _end(process, LEAVE_S)
         raise
     sampler.read(final=True)
-    tail = tail_of(execution.log_path, execution.offset)
-    record = read_record(execution.record_file)
-    if record is not None and record.cause in {"timeout", "stalled"}:
-        raise _limit_error(name, record, timeout_s if record.cause == "timeout" else stall_timeout_s, tail)
     returncode = process.returncode
     assert returncode is not None
     if returncode < 0:
         _kill_marked(execution.mark)
+        redact_file(execution.log_path, execution.offset, env or {})  # which the supervisor would have done
+    tail = tail_of(execution.log_path, execution.offset)
+    record = read_record(execution.record_file)
+    if record is not None and record.cause in {"timeout", "stalled"}:
+        raise _limit_error(name, record, timeout_s if record.cause == "timeout" else stall_timeout_s, tail)
     if returncode != 0:
         raise _error(name, returncode, execution.log_path, tail, execution.error_file)
 

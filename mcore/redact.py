@@ -46,9 +46,12 @@ def redacted(text: str, more: Mapping[str, str] = MappingProxyType({})) -> str:
     return text
 
 
-def redact_file(path: Path, offset: int = 0) -> None:
-    """Overwrite this process' secrets in a file, from `offset` bytes on. No other byte changes, and none moves."""
-    secrets = [os.fsencode(secret) for secret in secrets_of(os.environ)]
+def redact_file(path: Path, offset: int = 0, more: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Overwrite this process' secrets, and those among `more` variables, in a file from `offset` bytes on.
+
+    No other byte changes, and none moves.
+    """
+    secrets = [os.fsencode(secret) for secret in secrets_of({**os.environ, **more})]
     if not secrets or path.stat().st_size <= offset:
         return
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:

@@ -97,6 +97,7 @@ run_as_child(main)
         "raise ConversionError('no: ' + os.environ['HF_TOKEN'], [os.environ['HTTPS_PROXY']])",
         "raise ValueError(os.environ['MODELSCOPE_API_TOKEN'])",
         "os.kill(os.getpid(), 9)",
+        "os.kill(os.getppid(), 9); time.sleep(60)",  # its supervisor
     ],
 )
 def test_what_a_child_prints_of_them_is_kept_nowhere(tmp_path: Path, then: str) -> None:
