@@ -30,7 +30,6 @@ CURVE = "loss.svg"
 GO_ON = "Run the same command again to go on."
 FIGURES = {
     "num_parameters": "{:,} parameters",
-    "bytes": "{}",
     "num_differing_tensors": "{} tensors differ",
     "relative_error": "error {:.1e}",
     "iterations": "{:,} iterations",
@@ -42,6 +41,7 @@ FIGURES = {
     "pass_rate": "{:.0%} passed",
     "perplexity": "perplexity {:.4g}",
     "num_failed_gates": "{} gates failed",
+    "bytes": "{}",
 }
 """Figures of a stage that the table shows, in this order and these words; its manifest has all."""
 FIGURES_SHOWN = 2
