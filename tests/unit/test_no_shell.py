@@ -15,11 +15,12 @@ STARTS = {"subprocess.run", "subprocess.Popen", "subprocess.check_output", "subp
 SHELLS = {"sh", "bash", "zsh", "dash", "/bin/sh", "/bin/bash", "/usr/bin/env"}
 
 
-def words(node: ast.AST) -> list[object]:
-    """What a list or tuple of words begins with, as far as the text of the program says."""
-    if not isinstance(node, ast.List | ast.Tuple):
-        return []
-    return [item.value if isinstance(item, ast.Constant) else None for item in node.elts]
+def script_of(node: ast.AST) -> ast.expr | None:
+    """What a list or tuple of words hands to a shell to read, if it does."""
+    if not isinstance(node, ast.List | ast.Tuple) or not node.elts:
+        return None
+    given = [item.value if isinstance(item, ast.Constant) else None for item in node.elts]
+    return node.elts[given.index("-c") + 1] if given[0] in SHELLS and "-c" in given[:-1] else None
 
 
 def test_nothing_starts_a_shell() -> None:
@@ -35,9 +36,15 @@ def test_no_command_is_one_text() -> None:
     assert [place for place, command in started if isinstance(command, texts)] == []
 
 
-def test_no_list_of_words_hands_a_text_to_a_shell() -> None:
-    found = [(path, words(node)) for path, tree in trees().items() for node in ast.walk(tree)]
-    assert [path for path, given in found if given and given[0] in SHELLS and "-c" in given] == []
+def test_what_a_shell_is_handed_is_a_constant() -> None:
+    scripts = [(path, script_of(node)) for path, tree in trees().items() for node in ast.walk(tree)]
+    assert [
+        path
+        for path, script in scripts
+        if script is not None
+        and not isinstance(script, ast.Constant)
+        and not (isinstance(script, ast.Name) and script.id.isupper())
+    ] == []
 
 
 def test_a_script_that_a_shell_will_read_is_a_template_that_quotes() -> None:
