@@ -1,8 +1,8 @@
 """kill -9 at seeded random moments over all stages: of the flow, the supervisor, the launcher, a rank, or all of them.
 
-`MCORE_FLOWS_KILLS=60 make test-faults` draws sixty moments, `MCORE_FLOWS_KILL_SEED` others. After each kill of the flow
-no process of it is left; whatever was killed, every artifact that can be seen is whole. In the end the exported model is
-the one of a run that nobody disturbed, byte for byte.
+`MCORE_FLOWS_KILLS=60 make test-faults` draws sixty moments, `MCORE_FLOWS_KILL_SEED` others. After each kill of the
+flow no process of it is left; whatever was killed, every artifact that can be seen is whole. In the end the exported
+model is the one of a run that nobody disturbed, byte for byte.
 """
 
 from __future__ import annotations

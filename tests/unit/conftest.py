@@ -12,6 +12,4 @@ from tests.unit.tasks.model_folders import write_workspace
 def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A run of a small model, in the working directory."""
     monkeypatch.chdir(tmp_path)
-    run = write_workspace(tmp_path)
-    run["evaluate"]["python"] = "true"  # the program: nothing is started here, so no vLLM need be asked for
-    return run
+    return write_workspace(tmp_path)

@@ -203,16 +203,16 @@ def test_who_comes_late_with_a_token_that_was_given_and_forgotten_draws_back(fol
     assert found is not None and found.is_free
 
 
-@pytest.mark.parametrize("skew_s", [-7200.0, 0.0, 7200.0])
+@pytest.mark.parametrize("skew_s", [-7200.0, 7200.0])
 def test_a_clock_that_is_hours_off_costs_nobody_the_lease(
     folder: Path, monkeypatch: pytest.MonkeyPatch, skew_s: float
 ) -> None:
-    monkeypatch.setattr(leases, "LOST_AFTER_S", 0.6)
+    monkeypatch.setattr(leases, "LOST_AFTER_S", 0.4)
     claim = elsewhere(folder)
     over = threading.Event()
 
     def live() -> None:
-        while not over.wait(0.1):
+        while not over.wait(0.05):
             with (folder / "00000001.beat").open("r+") as file:
                 file.write(f"{time.time() + skew_s:020.6f}")
 
@@ -220,14 +220,14 @@ def test_a_clock_that_is_hours_off_costs_nobody_the_lease(
     alive.start()
     try:
         with pytest.raises(ArtifactError):
-            acquire(folder, timeout_s=1.5)
+            acquire(folder, timeout_s=0.9)
         assert holder(folder) == claim
     finally:
         over.set()
         alive.join()
     begin = time.monotonic()
     with held(folder, timeout_s=5) as lease:
-        assert lease.claim.token == 2 and 0.5 < time.monotonic() - begin < 2
+        assert lease.claim.token == 2 and 0.3 < time.monotonic() - begin < 2
 
 
 def test_a_holder_of_another_machine_counts_for_a_day_if_nobody_can_wait(folder: Path) -> None:
@@ -269,15 +269,15 @@ def test_a_full_disk_lets_go_all_the_same(folder: Path, monkeypatch: pytest.Monk
     assert holder(folder) is None
 
 
-@pytest.mark.parametrize("text", ["", "nothing", "[]", '{"process": 3}'])
-def test_of_a_claim_that_cannot_be_read_only_signs_of_life_count(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
-    monkeypatch.setattr(leases, "LOST_AFTER_S", 0.5)
+def test_of_a_claim_that_cannot_be_read_only_signs_of_life_count(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "LOST_AFTER_S", 0.3)
     folder.mkdir(parents=True)
-    (folder / "00000004.held").write_text(text)
-    assert holder(folder) is not None
-    with pytest.raises(ArtifactError):
-        acquire(folder, timeout_s=0.2)
-    with held(folder, timeout_s=5) as lease:
-        assert lease.claim.token == 5
+    for token, text in enumerate(("", "nothing", "[]", '{"process": 3}'), start=4):
+        (folder / f"{token:08d}.held").write_text(text)
+        (folder / f"{token:08d}.free").unlink(missing_ok=True)
+        assert holder(folder) is not None
+        with pytest.raises(ArtifactError):
+            acquire(folder, timeout_s=0.0)
+        with held(folder, timeout_s=5) as lease:
+            assert lease.claim.token == token + 1
+        (folder / f"{token + 1:08d}.free").unlink()
