@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from prefect import get_run_logger
+from prefect.exceptions import Pause
 from prefect.runtime import flow_run
 
 from mcore.errors import GateError, StoppedError
@@ -63,6 +64,6 @@ def _state(error: BaseException | None) -> State:
         return "done"
     if isinstance(error, GateError):
         return "rejected"
-    if isinstance(error, StoppedError | KeyboardInterrupt):
+    if isinstance(error, StoppedError | KeyboardInterrupt | Pause):  # Pause: it waits for an answer, and then goes on
         return "stopped"
     return "failed" if isinstance(error, Exception) else "cancelled"  # Prefect's own signal is no error
