@@ -19,6 +19,7 @@ from flows.children import go_on_in_own_session
 from flows.cli_artifacts import artifacts
 from flows.cli_bootstrap import bootstraps
 from flows.cli_dataset import dataset
+from flows.cli_doctor import doctors
 from flows.cli_from_swift import translation
 from flows.cli_node import node_commands
 from flows.cli_plan import RUNS, plans
@@ -26,8 +27,10 @@ from flows.cli_promote import promotion
 from flows.cli_runs import run_commands
 from flows.cli_stages import stages
 from flows.run_options import Overrides, RunFile, StoreFolder, all_overrides
+from mcore.artifacts import Store
 from mcore.child import run_as_child
 from mcore.errors import ConfigError, Problem
+from mcore.runs import current
 from tasks.preflight import check_run_file
 from tasks.report import REPORT
 
@@ -65,8 +68,12 @@ app.add_typer(promotion)
 def report(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the run.")],
     store: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the artifact store.")] = Path("store"),
+    html: Annotated[bool, typer.Option("--html", help="Write its HTML page from the store, and say where.")] = False,
 ) -> None:
     """Show the page of a run: stages, loss curve, base against tuned, proofs, lineage."""
+    if html:
+        typer.echo(_html_page(Store(store), name))
+        return
     page = store / "runs" / name / REPORT
     if not page.is_file():
         known = sorted(path.parent.name for path in store.glob(f"runs/*/{REPORT}"))
@@ -82,12 +89,23 @@ def report(
         typer.echo(text, nl=False)
 
 
+def _html_page(store: Store, name: str) -> Path:
+    """Write the page of the newest attempt, also of one that is under way or was killed and could write none."""
+    from tasks.run_page.page import write_page  # Jinja, which no other command needs
+
+    record = current(store, name)
+    if record is None:
+        raise ConfigError("there is no such run", [Problem(name, "a run that was started", f"none in {store.root}")])
+    return write_page(store, record)
+
+
 app.add_typer(node_commands)
 app.add_typer(translation)
 app.add_typer(stages)
 app.add_typer(artifacts, name="artifacts", rich_help_panel=RUNS)
 app.add_typer(dataset, name="dataset", rich_help_panel=RUNS)
 app.add_typer(bootstraps)
+app.add_typer(doctors)
 
 
 def main() -> None:
