@@ -68,17 +68,25 @@ def _supervision() -> Iterator[Finding]:
         try:
             command = ["sh", "-c", LEAVES_A_CHILD]
             launch.run(command, log_path=Path(folder) / "log", error_file=Path(folder) / "error.json", cwd=Path(folder))
-            left = Path(f"/proc/{pid_file.read_text().strip()}").exists()
+            left = _lives(pid_file.read_text().strip())
             found = "a process that left its session was " + ("left behind" if left else "found and ended")
         except (PipelineError, OSError) as exc:
             left, found = True, str(exc).splitlines()[0]
         yield judged("subreaper", not left, found, fix)
         orphan = subprocess.run([sys.executable, "-S", "-c", ORPHAN], capture_output=True, text=True).stdout.strip()
         time.sleep(0.2)  # for the kernel to carry it out
-        left = not orphan or Path(f"/proc/{orphan}").exists()
+        left = not orphan or _lives(orphan)
         found = "a child outlived its parent" if left else "a child ended with its parent"
         yield judged("parent-death signal", not left, found, fix)
         yield _stacks(Path(folder) / "stacks")
+
+
+def _lives(pid: str) -> bool:
+    """Whether a process is there and has not ended; who ended and was not waited for is there all the same."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (OSError, IndexError):
+        return False
 
 
 def _stacks(folder: Path) -> Finding:
