@@ -141,7 +141,8 @@ def test_the_page_of_a_run_shows_its_stages_and_artifacts(look: Any) -> None:
         page.get_by_text(stage).first.wait_for(timeout=SETTLED_MS)
     page.get_by_text("Artifacts", exact=True).first.click()
     page.get_by_text("report-first-run").first.wait_for(timeout=SETTLED_MS)
-    assert page.get_by_text("train-first-run").first.is_visible()
+    page.set_viewport_size({"width": 1280, "height": 1600})  # those of tasks are loaded when they come into sight
+    page.get_by_text("train-first-run").first.wait_for(timeout=SETTLED_MS)
 
 
 def test_the_report_has_curve_stages_and_base_against_tuned(look: Any) -> None:
