@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from flows.estimates import Estimate
-from flows.nearest import Earlier, Nearest, short
+from flows.nearest import Earlier, Nearest
 from flows.plan import Decision, decide, edges, totals
 from flows.plan_memory import memory_table
 from flows.run_options import Overrides, RunFile, StoreFolder, all_overrides
@@ -19,6 +19,7 @@ from flows.tables import plain_table, show
 from mcore.errors import ConfigError, Problem
 from mcore.runs import is_under_way
 from mcore.wording import counted, duration, moment, size
+from tasks.differences import short
 from tasks.graph import StagePlan
 from tasks.preflight import CheckedRun, check_run_file
 

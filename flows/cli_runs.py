@@ -16,7 +16,6 @@ from flows.cli_artifacts import STORE
 from flows.cli_artifacts import StoreFolder as Folder
 from flows.cli_plan import RUNS, AsJson
 from flows.compare_runs import config_differences, figures, shown
-from flows.nearest import short
 from flows.run_logs import follow, last_lines, logs, newest
 from flows.run_state import STATE_WORDS, STYLES, stage_states, where
 from flows.tables import plain_table, show
@@ -25,6 +24,7 @@ from mcore.errors import ConfigError, Problem
 from mcore.runs import RunRecord, current, history, now, published, run_names
 from mcore.runs import records as all_records
 from mcore.wording import counted, duration, moment, seconds_between
+from tasks.differences import short
 from tasks.preflight import check_run
 from tasks.report import REPORT
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flows.estimates import Estimate, estimate
-from flows.nearest import Earlier, Nearest, reasons
+from flows.nearest import Earlier, Nearest
 from mcore.artifacts import Manifest, Status, Store
 from mcore.errors import CheckpointError
 from mcore.runs import RunRecord, maker, records
 from mcore.select import select_checkpoint
+from tasks.differences import reasons
 from tasks.graph import StagePlan
 from tasks.preflight import CheckedRun
 

@@ -87,7 +87,8 @@ def ticks(low: float, high: float, number: int) -> list[float]:
     step = 10 ** math.floor(math.log10(span / number))
     step = next(step * factor for factor in (1, 2, 5, 10) if step * factor >= span / number * 0.999)
     first, last = math.floor(low / step), math.ceil(high / step)
-    return [round(index * step, 12) for index in range(first, max(last, first + 1) + 1)]
+    digits = max(12, 3 - math.floor(math.log10(step)))  # or ticks of tiny values would all be zero
+    return [round(index * step, digits) for index in range(first, max(last, first + 1) + 1)]
 
 
 def data_uri(svg: str) -> str:

@@ -53,10 +53,17 @@ def _end(planned: PlannedRun, record: RunRecord, error: BaseException | None = N
         failure = Failure(
             None if plan is None else plan.name, None if plan is None else plan.artifact, type(error).__name__, summary
         )
+    ended = replace(record, ended=now(), state=_state(error), outcomes=outcomes, failure=failure)
     try:
-        end(planned.store, replace(record, ended=now(), state=_state(error), outcomes=outcomes, failure=failure))
+        end(planned.store, ended)
     except OSError as exc:
         get_run_logger().warning("how the run ended can't be recorded: %s", exc)
+    try:
+        from tasks.run_page.page import write_page  # Jinja, which nothing needs before
+
+        write_page(planned.store, ended)
+    except Exception as exc:  # it neither fails a run nor hides what failed it
+        get_run_logger().warning("the page of the run can't be written: %s", f"{type(exc).__name__}: {exc}")
 
 
 def _state(error: BaseException | None) -> State:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tasks.stage import Outcome, PlannedRun
 
 REPORT = "report.md"
+HTML_PAGE = "report.html"
+"""Written once the run is on record as ended (`tasks/run_page`)."""
 CURVE = "loss.svg"
 GO_ON = "Run the same command again to go on."
 FIGURES = {
@@ -160,6 +162,8 @@ def report_page(planned: PlannedRun, curve: str | None, error: BaseException | N
         "",
         f"{datetime.now(UTC).isoformat(sep=' ', timespec='seconds')[:19]} UTC, {duration(seconds)}, "
         f"base model `{planned.run.model.source}`.",
+        "",
+        f"All of it on one page: `{planned.store.run_dir(planned.run.name) / HTML_PAGE}`",
         "",
     ]
     if error is not None:

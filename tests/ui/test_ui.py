@@ -161,6 +161,17 @@ def test_the_report_has_curve_stages_and_base_against_tuned(look: Any) -> None:
     look.picture(page, "report")
 
 
+def test_the_report_leads_to_the_html_page_of_the_run(look: Any) -> None:
+    path = Path(look.artifact("report-first-run")["data"].partition("All of it on one page: `")[2].partition("`")[0])
+    page = look.browser.new_page(viewport={"width": 900, "height": 1300})
+    page.goto(path.as_uri())
+    assert page.get_by_role("heading", name="first-run: done").is_visible()
+    assert page.get_by_text("I am tiny-bot.").first.is_visible()
+    assert page.locator("svg.chart").count() == 6  # loss, speed, gradient norm, learning rate, two proofs
+    page.evaluate("document.querySelector('#training').scrollIntoView()")
+    look.picture(page, "run_page")
+
+
 def test_progress_of_training_is_told_in_words(look: Any) -> None:
     page = look.open(f"/artifacts/artifact/{look.artifact('train-first-run')['id']}")
     page.get_by_text("iteration 60 of 60").first.wait_for(timeout=SETTLED_MS)
