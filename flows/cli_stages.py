@@ -196,10 +196,16 @@ def train(
 ) -> None:
     """Train on megatron-core with as many processes as launch.nproc_per_node says; the same command goes on again.
 
-    Without --base the run's model is converted to OUTPUT-base first, unless it was before; with train.load_safetensors
+    On this machine alone. Without --base the run's model is converted to OUTPUT-base first, unless it was before; with train.load_safetensors
     it is taken as it is.
     """
     run = check_training_file(run_file, overrides or [], needs_model=base is None)
+    if not run.launch.is_single_machine:
+        found = f"launcher: {run.launch.launcher}, nnodes: {run.launch.nnodes}"
+        fix = "Use `mcore-flows run`, which has a store that machines share, or set them for this command."
+        raise ConfigError(
+            "this command trains on this machine alone", [Problem("launch", "launcher: local, nnodes: 1", found, fix)]
+        )
     output = output or Path("output") / run.name
     if base is None and run.train.load_safetensors:
         base = _local_model(run.model.source)

@@ -76,7 +76,7 @@ def render_script(orders: Orders) -> str:
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters["quoted"] = lambda value: shlex.quote(str(value))
-    text = files("mcore.launchers").joinpath("slurm.sh.j2").read_text()
+    text = files("mcore.launchers").joinpath("slurm.sh.jinja").read_text()
     words: dict[str, Any] = {"orders": orders, "slurm": orders.slurm or SlurmConfig(), "grace_s": round(orders.grace_s)}
     return environment.from_string(text).render(words)
 

@@ -111,6 +111,7 @@ def check_run(raw: Mapping[str, Any] | RunConfig, *, ask_source: bool = True, he
         problems += select_problems(groups.select, groups)
     if groups.launch is not None:
         problems += store_problems(Path(groups.launch.store))
+        problems += launcher_problems(groups.launch)
     store = Store(groups.launch.store if groups.launch else "store")
     plans: tuple[StagePlan, ...] = ()
     source = source_of(groups.model, groups, problems) if groups.model is not None else None
