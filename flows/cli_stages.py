@@ -196,8 +196,8 @@ def train(
 ) -> None:
     """Train on megatron-core with as many processes as launch.nproc_per_node says; the same command goes on again.
 
-    On this machine alone. Without --base the run's model is converted to OUTPUT-base first, unless it was before; with train.load_safetensors
-    it is taken as it is.
+    On this machine alone. Without --base the run's model is converted to OUTPUT-base first, unless it was before; with
+    train.load_safetensors it is taken as it is.
     """
     run = check_training_file(run_file, overrides or [], needs_model=base is None)
     if not run.launch.is_single_machine:
