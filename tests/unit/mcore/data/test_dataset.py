@@ -89,6 +89,16 @@ def test_steps_of_epochs(num_epochs, num_samples, batch_size, expected):
     assert TokenDataset(fake_samples(num_samples)).iterations(num_epochs, batch_size) == expected
 
 
+@pytest.mark.parametrize("num_samples", [0, 1, 7])
+def test_a_dataset_that_another_process_describes_is_the_same(num_samples):
+    one = TokenDataset(fake_samples(num_samples), seed=3, shuffle=True)
+    description = json.loads(json.dumps(one.description() | {"over_length": None})) | {"over_length": one.over_length}
+    other = TokenDataset.of_arrays(description, [array.copy() for array in one.arrays()])
+    assert other.fingerprint == one.fingerprint and other.describe() == one.describe()
+    assert [sample.place for sample in other] == [sample.place for sample in one]
+    assert other.order(1) == one.order(1) and other.max_tokens == one.max_tokens
+
+
 def test_an_empty_dataset_has_nothing_to_read():
     dataset = TokenDataset([])
     assert (len(dataset), dataset.num_tokens, dataset.max_tokens) == (0, 0, 0)
