@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
-import subprocess
 from dataclasses import fields
 
 from rich.table import Table
 
 from flows.tables import plain_table
+from mcore.devices import installed_gpus
 from mcore.errors import PipelineError
 from mcore.train.memory import StageMemory, estimate
 from tasks.preflight import CheckedRun
 
 PARTS = tuple(field.name for field in fields(StageMemory))
-QUERY = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
 
 
 def memory_table(checked: CheckedRun) -> tuple[Table, str] | None:
@@ -46,8 +44,4 @@ def memory_table(checked: CheckedRun) -> tuple[Table, str] | None:
 
 def device_memory_gib() -> float | None:
     """Memory of the smallest GPU of this machine; None if there is none."""
-    if shutil.which(QUERY[0]) is None:
-        return None
-    asked = subprocess.run(QUERY, capture_output=True, text=True, timeout=30, check=False)
-    sizes = [float(line) for line in asked.stdout.split() if line.strip().isdecimal()]
-    return min(sizes) / 1024 if asked.returncode == 0 and sizes else None
+    return min((gpu.total_gib for gpu in installed_gpus()), default=None)
