@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from prefect.runtime import flow_run
 
 from mcore.attach import end_work_of
-from mcore.launch import LineSampler
+from mcore.launch import LineSampler, tail_of
 from mcore.leases import Lease, describe
 from mcore.supervise.claims import Claim
 from tasks.graph import StagePlan
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from tasks.stage import PlannedRun
 
 LOG = "stage.log"
+LAST_LINES = 5
+"""Lines that a log which is followed begins with."""
 
 
 @contextmanager
@@ -72,14 +74,14 @@ class _Follower:
             self._claim, self._sampler = claim, None
             self._say(f"{describe(claim)} is making {self._plan.artifact}; waiting for it")
         log = Path(claim.folder) / LOG if claim.folder else None
-        if self._sampler is None and log is not None and log.is_file():
-            self._say(f"following {log}")
-            self._sampler = LineSampler(log, 0, self._say, burst=5)
-        if self._sampler is not None:
-            try:
+        try:
+            if self._sampler is None and log is not None and log.is_file():
+                self._say(f"following {log}")
+                self._sampler = LineSampler(log, _begin_of_last_lines(log), self._say)
+            if self._sampler is not None:
                 self._sampler.read()
-            except FileNotFoundError:
-                self._sampler = None  # a stage without a word takes its log away
+        except FileNotFoundError:
+            self._sampler = None  # a stage without a word takes its log away
 
     def tell_end(self, lease: Lease) -> None:
         """Say how it ended with whom we waited for, or who was lost before we came."""
@@ -90,3 +92,10 @@ class _Follower:
             self._say(f"{describe(before)} was lost at {self._plan.artifact}; going on with it here")
         elif self._claim is not None:
             self._say(f"{describe(before)} failed at {self._plan.artifact} ({before.told}); going on with it here")
+
+
+def _begin_of_last_lines(log: Path) -> int:
+    """Where the last lines of a log begin, in bytes."""
+    size = log.stat().st_size
+    last = tail_of(log).splitlines()[-LAST_LINES:]
+    return max(0, size - len("\n".join([*last, ""]).encode()))
