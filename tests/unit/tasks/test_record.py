@@ -65,6 +65,7 @@ def test_a_run_that_is_done(planned: PlannedRun) -> None:
     assert record.outcomes == {
         "convert": {"cached": True, "seconds": 0.25}, "compare": {"cached": False, "seconds": 1.5},
     }  # fmt: skip
+    assert "<title>noted: done</title>" in (planned.store.run_dir("noted") / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -85,6 +86,15 @@ def test_a_run_that_ends_otherwise(planned: PlannedRun, error: BaseException, st
     assert record is not None and record.state == state and not is_under_way(planned.store, "noted")
     summary = str(getattr(error, "summary", error)).partition("\n")[0]
     assert record.failure == Failure("compare", f"compare/{'d' * 20}", type(error).__name__, summary)
+    page = (planned.store.run_dir("noted") / "report.html").read_text()
+    assert f"<title>noted: {state}</title>" in page and "What went wrong" in page and type(error).__name__ in page
+
+
+def test_a_page_that_cannot_be_written_fails_no_run(planned: PlannedRun) -> None:
+    (planned.store.run_dir("noted") / "report.html").mkdir(parents=True)
+    noted_flow(planned, None)
+    record = current(planned.store, "noted")
+    assert record is not None and record.state == "done"
 
 
 def test_a_killed_run_is_lost_and_the_next_one_remembers_it(tmp_path: Path, prefect_api_url: str) -> None:
