@@ -14,7 +14,8 @@ class DataConfig(StrictModel):
 
     dataset: tuple[str, ...]
     """Files of training rows, `path` or `path#N` for N rows of it: without replacement below its size, whole repeats
-    plus a random rest above. Rows hold `messages` (SFT) or `text` (PT)."""
+    plus a random rest above. Rows hold `messages` or the columns of ShareGPT, Alpaca or query/response (SFT), or `text`
+    (PT)."""
     val_dataset: tuple[str, ...] = ()
     """Files of validation rows, as in `dataset`."""
     split_dataset_ratio: float = Field(default=0.0, ge=0, lt=1)

@@ -1,7 +1,8 @@
 """Rows of jsonl files: read, checked, filled and drawn, without torch and without a tokenizer.
 
-A row is one JSON object a line: `{"messages": [{"role": …, "content": …}, …]}` for SFT, `{"text": …}` for PT. All that
-is wrong with all files of a run is found before anything starts; no row is ever left out quietly.
+A row is one JSON object a line: `{"messages": [{"role": …, "content": …}, …]}` for SFT, `{"text": …}` for PT. Rows of
+other shapes become `messages` first (`mcore.data.formats`). All that is wrong with all files of a run is found before
+anything starts; no row is ever left out quietly.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, mod
 
 from configs.schema.data import DataConfig
 from configs.schema.placeholders import FIELD_OF, fill_placeholders, placeholder_values, placeholders_in
+from mcore.data.formats.conversations import to_messages
 from mcore.data.sampling import DatasetSpec, parse_spec, sample, split
 from mcore.errors import DataError, Problem
 
@@ -203,6 +205,10 @@ def _read_line(line: bytes, method: Method, place: str) -> Row | list[Problem]:
     try:
         if method == "pt":
             return Row(text=_PtRow.model_validate(data).text, place=place)
+        try:
+            data = to_messages(data)
+        except ValueError as exc:
+            return [Problem(place, "columns of one shape of rows", str(exc), SFT_FIX)]
         problems = [
             Problem(place, f"no column {name!r} beside messages", _short(data[name]), SFT_FIX)
             for name in MEANINGFUL_COLUMNS

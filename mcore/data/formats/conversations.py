@@ -1,0 +1,74 @@
+"""Rows of other shapes as `messages`: ShareGPT, Alpaca, and query/response/history.
+
+The shape is found by its columns. Columns that a shape does not use stay beside `messages`, so that the check of rows
+(`mcore.data.rows`) judges them like any other; nothing is repaired, and a row of no shape or of two is named.
+
+Source: column names as Megatron-SWIFT 4.6 and LLaMA-Factory document them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+"""Names of speakers in ShareGPT rows that have another name in `messages`; others are taken as they are."""
+
+COLUMNS = {
+    "ShareGPT": ("conversations",),
+    "Alpaca": ("instruction", "output"),
+    "query/response": ("query", "response"),
+}
+"""The columns by which a shape is known."""
+
+
+def to_messages(data: dict[str, Any]) -> dict[str, Any]:
+    """The row with its conversation in `messages`; a row that has `messages`, or is of no known shape, as it is.
+
+    Raises:
+        ValueError: The columns are those of two shapes, or what they hold is not of the shape.
+    """
+    if "messages" in data:
+        return data
+    found = [name for name, columns in COLUMNS.items() if all(column in data for column in columns)]
+    if not found:
+        return data
+    if len(found) > 1:
+        raise ValueError(f"columns of {' and of '.join(found)}")
+    rest = dict(data)
+    system = rest.pop("system", None) or ""
+    messages = _sharegpt(rest) if found[0] == "ShareGPT" else _turns(rest, *COLUMNS[found[0]])
+    first = [{"role": "system", "content": system}] if system != "" else []
+    return {**rest, "messages": [*first, *messages]}
+
+
+def _sharegpt(rest: dict[str, Any]) -> list[dict[str, Any]]:
+    turns = rest.pop("conversations")
+    if not isinstance(turns, list) or not all(
+        isinstance(turn, dict) and {"from", "value"} <= set(turn) for turn in turns
+    ):
+        raise ValueError("conversations that are no list of objects with from and value")
+    messages = []
+    for turn in turns:
+        others = {key: value for key, value in turn.items() if key not in ("from", "value")}
+        speaker = turn["from"]
+        role = SHAREGPT_ROLES.get(speaker, speaker) if isinstance(speaker, str) else speaker
+        # Other keys, such as a weight, stay, so that the check of rows refuses them.
+        messages.append({**others, "role": role, "content": turn["value"]})
+    return messages
+
+
+def _turns(rest: dict[str, Any], asked: str, answered: str) -> list[dict[str, Any]]:
+    question, answer = rest.pop(asked), rest.pop(answered)
+    more = rest.pop("input", None) if asked == "instruction" else None
+    if more is not None and not isinstance(more, str):
+        raise ValueError(f"an input that is {type(more).__name__}, not text")
+    if more:
+        question = f"{question}\n{more}" if question else more
+    history = rest.pop("history", None) or []
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise ValueError("a history that is no list of pairs of question and answer")
+    return [
+        {"role": role, "content": content}
+        for pair in (*history, (question, answer))
+        for role, content in zip(("user", "assistant"), pair, strict=True)
+    ]
