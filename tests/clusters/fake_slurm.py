@@ -268,9 +268,10 @@ def run_once(number: str) -> bool:
 
 
 @contextmanager
-def controller(state: Path, minute_s: float) -> Iterator[None]:
+def controller(state: Path, programs: Path, minute_s: float) -> Iterator[None]:
     """slurmctld: jobs are its children and nobody else's. Behind the block nothing of them runs."""
     environment = {**os.environ, "FAKE_SLURM": str(state), "FAKE_SLURM_MINUTE_S": str(minute_s)}
+    environment["PATH"] = f"{programs}:{environment['PATH']}"
     process = subprocess.Popen([sys.executable, "-S", __file__], env=environment, start_new_session=True)
     try:
         yield

@@ -62,8 +62,12 @@ class Cluster:
         return json.loads((self.folder / store / "runs" / "tiny" / "train" / "failure.json").read_text())
 
     def wait_for_iteration(self, store: str, iteration: int) -> None:
+        """Wait until training has logged an iteration."""
+        failure = self.folder / store / "runs" / "tiny" / "train" / "failure.txt"
+
         def has_come() -> bool:
             files = (self.folder / store).glob(".partial/train-*/metrics.jsonl")
+            assert not failure.exists(), failure.read_text()
             return any(f'"iteration": {iteration}, "loss"' in tail_of(file) for file in files)
 
         wait_until(has_come, 200)

@@ -30,7 +30,7 @@ def cluster(workspace, request) -> Cluster:
     state = place / "state"
     place.mkdir()
     fake_slurm.install(place / "bin", state)
-    with fake_slurm.controller(state, minute_s=12):
+    with fake_slurm.controller(state, place / "bin", minute_s=12):
         yield Cluster(workspace / "work", place / "bin", state, {"FAKE_SLURM": str(state)})
 
 
