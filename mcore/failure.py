@@ -51,7 +51,7 @@ SIGNS: tuple[tuple[str, Kind, str], ...] = (
      r"|DistBackendError",
      "transient", "the processes lost each other (NCCL)"),
     (r"Connection reset by peer|Connection closed by peer|Connection refused|Socket Timeout|Broken pipe|timed out"
-     r"|RendezvousConnectionError|Address already in use|Temporary failure in name resolution"
+     r"|RendezvousConnectionError|does not reach machine|Address already in use|Temporary failure in name resolution"
      r"|(?:500|502|503|504|429) (?:Server|Client) Error",
      "transient", "the network, or a process at its other end, was lost"),
     (r"Stale file handle|Input/output error|Transport endpoint is not connected",

@@ -14,10 +14,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mcore.child import ERROR_FILE_VARIABLE
-from mcore.errors import EXIT_RESUME, InfrastructureError, LaunchError, PipelineError, StoppedError, error_from_json
+from mcore.errors import (
+    EXIT_RESUME,
+    InfrastructureError,
+    LaunchError,
+    PipelineError,
+    Problem,
+    StoppedError,
+    error_from_json,
+)
 from mcore.launch import TAIL_BYTES
 from mcore.launchers.kubernetes import KubernetesLauncher
 from mcore.launchers.local import LocalLauncher
+from mcore.launchers.node import UNREACHABLE
 from mcore.launchers.orders import RECORD_VARIABLE, Orders, forget_started
 from mcore.launchers.protocol import JobState, Launcher
 from mcore.launchers.slurm import SlurmLauncher
@@ -118,6 +127,9 @@ def _outcome(orders: Orders, launcher: Launcher, state: JobState, *, was_asked: 
     folder = launcher.folder()
     reported = _reported(folder / "error.json") if folder is not None else None
     # Who lost the others reports a defect of its own, as a process that stands alone can't know better.
+    if folder is not None and (cut_off := sorted(path.read_text() for path in folder.glob(f"{UNREACHABLE}*"))):
+        problems = [Problem(reported.summary), *reported.problems] if reported is not None else []
+        raise InfrastructureError(f"the job was lost: {', '.join(cut_off)}", problems, log_path=folder)
     stands_alone = state.phase == "lost" and type(reported) is PipelineError
     # Whoever cancels the job of a run does not want it back, although its processes saved.
     was_cancelled = state.phase == "cancelled" and not was_asked

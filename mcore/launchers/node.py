@@ -28,9 +28,12 @@ PORT_RANGE = (20000, 10000)
 KUBERNETES_PORT = 29400
 START_VARIABLE = "MCORE_FLOWS_START"
 """Environment variable that says to a pod which start of the job it belongs to."""
-READ_TIMEOUT_S = 30.0
-"""Half of the seconds after which a machine that does not reach the first one any more gives up: torch 2.13 waits once
-more for an answer that it does not want any more."""
+READ_TIMEOUT_S = 60
+"""Seconds to wait for an answer of the first machine's store. Who is cut off from it gives up by this only as long as
+the rendezvous goes on: torch 2.13 then waits for the rest of an answer without end, and the stall limit has to do."""
+PROBE_S = 3.0
+UNREACHABLE = "unreachable-"
+"""How the file begins in which a machine says that it no longer reaches the first one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +93,10 @@ def _number(text: str, orders: Orders) -> int:
 
 def torchrun_words(orders: Orders, place: Place, *, local_addr: str | None) -> list[str]:
     """The command of a machine."""
-    read_timeout_s = READ_TIMEOUT_S
-    if orders.stall_timeout_s is not None:  # so that who was cut off says so, before all are ended for standing still
-        read_timeout_s = max(5.0, min(read_timeout_s, orders.stall_timeout_s / 4))
     settings = {
         "is_host": "true" if place.rank == 0 else "false",
         "join_timeout": round(orders.join_timeout_s),
-        "read_timeout": round(read_timeout_s),
+        "read_timeout": READ_TIMEOUT_S,
     }
     options = [
         f"--nnodes={orders.nnodes}",
@@ -187,11 +187,26 @@ def environment_of_processes(orders: Orders, error_file: Path) -> dict[str, str]
     return found
 
 
+def why_unreachable(endpoint: str) -> str:
+    """Why a host does not answer; empty if it does. One where nothing listens any more answers all the same."""
+    host, _, port = endpoint.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=PROBE_S).close()
+    except ConnectionRefusedError:
+        return ""
+    except OSError as exc:
+        return str(exc)
+    return ""
+
+
 def _tell_of_stalling(orders: Orders, place: Place, record_file: Path, error_file: Path, log: Path) -> None:
     """Write the error document of a machine whose processes stood still; they can't."""
     record = read_record(record_file)
     if record is None or record.cause != "stalled":
         return
+    if place.rank and (why := why_unreachable(place.endpoint)):
+        told = f"machine {place.rank} ({record.host}) does not reach machine 0 at {place.endpoint}: {why}"
+        error_file.with_name(f"{UNREACHABLE}{place.rank}").write_text(told)
     stacks = [Problem(record.stacks, fix="Where each of its processes stood.")] if record.stacks else []
     error = InfrastructureError(
         f"machine {place.rank} ({record.host}) stood still for {orders.stall_timeout_s:g} s and was ended",

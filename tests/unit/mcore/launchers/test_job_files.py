@@ -1,6 +1,7 @@
 """What a scheduler is handed: a batch script, an object. And what a machine makes of the orders."""
 
 import os
+import socket
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 from configs.schema.cluster import KubernetesConfig, SlurmConfig
 from mcore.errors import ConfigError
 from mcore.launchers.kubernetes import manifest, state_of
-from mcore.launchers.node import Place, address_towards, place_of, torchrun_words
+from mcore.launchers.node import Place, address_towards, place_of, torchrun_words, why_unreachable
 from mcore.launchers.orders import Orders, Started, forget_started, job_folder, read_orders, read_started
 from mcore.launchers.slurm import PHASES, _state, render_script
 
@@ -186,10 +187,10 @@ def test_a_machine_without_a_place_is_refused(orders, rank):
 
 def test_torchrun_is_told_who_the_first_machine_is(orders):
     words = torchrun_words(orders, Place(0, "h:1", "s"), local_addr="10.0.0.1")
-    assert "--rdzv-conf=is_host=true,join_timeout=600,read_timeout=30" in words
+    assert "--rdzv-conf=is_host=true,join_timeout=600,read_timeout=60" in words
     assert "--rdzv-id=mcore-flows-0123.s" in words and "--local-addr=10.0.0.1" in words
     words = torchrun_words(replace(orders, stall_timeout_s=40.0), Place(1, "h:1", "s"), local_addr=None)
-    assert "--rdzv-conf=is_host=false,join_timeout=600,read_timeout=10" in words
+    assert "--rdzv-conf=is_host=false,join_timeout=600,read_timeout=60" in words
 
 
 def test_the_address_for_others_is_that_of_the_interface():
@@ -198,3 +199,10 @@ def test_the_address_for_others_is_that_of_the_interface():
     assert address_towards("10.0.0.1:1", "lo") == "127.0.0.1"
     with pytest.raises(ConfigError, match=r"one of .*lo"):
         address_towards("10.0.0.1:1", "no_such0")
+
+
+def test_a_host_that_refuses_is_reached_and_one_that_is_nowhere_is_not():
+    assert why_unreachable("127.0.0.1:1") == ""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert why_unreachable(f"127.0.0.1:{server.getsockname()[1]}") == ""
+    assert why_unreachable("no-such-host.invalid:1")
