@@ -8,10 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from mcore.launch import tail_of
 from tests.flows import run_pipeline
@@ -56,7 +59,8 @@ class Cluster:
         return weights.read_bytes()
 
     def log(self, store: str) -> str:
-        return (self.folder / store / "runs" / "tiny" / "train" / "stage.log").read_text()
+        path = self.folder / store / "runs" / "tiny" / "train" / "stage.log"
+        return path.read_text() if path.exists() else ""
 
     def failure(self, store: str) -> dict[str, Any]:
         return json.loads((self.folder / store / "runs" / "tiny" / "train" / "failure.json").read_text())
@@ -78,6 +82,21 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 60.0) -> None
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
+
+
+@contextmanager
+def held_up(roots: Sequence[int]) -> Iterator[None]:
+    """Training below these processes stands still for the block, so that it can't end before it is looked for."""
+    trees = [process for root in roots for process in psutil.Process(root).children(recursive=True)]
+    ranks = [one for one in trees if "mcore.train" in one.cmdline() and "torch.distributed.run" not in one.cmdline()]
+    assert ranks
+    for rank in ranks:
+        rank.suspend()
+    try:
+        yield
+    finally:
+        for rank in ranks:
+            rank.resume()
 
 
 def result_of(flow: subprocess.Popen) -> dict[str, Any]:

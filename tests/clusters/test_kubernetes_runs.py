@@ -4,13 +4,12 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.clusters import fake_kubectl
-from tests.clusters.runs import Cluster, kill, result_of, wait_until
+from tests.clusters.runs import Cluster, held_up, kill, result_of, wait_until
 from tests.flows.workspace import make_workspace
 
 pytestmark = [
@@ -64,11 +63,12 @@ def pods(cluster: Cluster) -> list[int]:
 def test_an_object_trains_what_this_machine_would_and_the_next_flow_attaches(cluster, undisturbed, kind):
     flow = cluster.start(kind, **launch(cluster, kind))
     cluster.wait_for_iteration(kind, 60)
-    kill(flow)
-    time.sleep(2)
-    result_of(cluster.start(kind, **launch(cluster, kind)))
+    with held_up(pods(cluster)):
+        kill(flow)
+        flow = cluster.start(kind, **launch(cluster, kind))
+        wait_until(lambda: "attached to" in cluster.log(kind))
+    result_of(flow)
     assert sum(words[2] == "create" for words in cluster.calls("kubectl")) == 1
-    assert "attached to" in cluster.log(kind)
     assert cluster.weights(kind) == undisturbed
 
 

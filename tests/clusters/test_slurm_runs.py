@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.clusters import fake_slurm
-from tests.clusters.runs import Cluster, kill, result_of, wait_until
+from tests.clusters.runs import Cluster, held_up, kill, result_of, wait_until
 from tests.flows.workspace import make_workspace
 
 pytestmark = pytest.mark.faults
@@ -68,10 +68,11 @@ def test_a_job_trains_what_this_machine_would(cluster, undisturbed):
 def test_kill_9_of_the_flow_leaves_the_job_and_the_next_flow_attaches(cluster, undisturbed):
     flow = cluster.start("attached", **SLURM)
     cluster.wait_for_iteration("attached", 60)
-    kill(flow)
-    time.sleep(3)
-    assert job(cluster, "4711")["state"] == "RUNNING"
-    result_of(cluster.start("attached", **SLURM))
+    with held_up(job(cluster, "4711")["tasks"]):
+        kill(flow)
+        flow = cluster.start("attached", **SLURM)
+        wait_until(lambda: "attached to" in cluster.log("attached"))
+    result_of(flow)
     assert len(cluster.calls("sbatch")) == 1
     assert "attached to Slurm job 4711" in cluster.log("attached")
     assert cluster.weights("attached") == undisturbed
@@ -80,10 +81,13 @@ def test_kill_9_of_the_flow_leaves_the_job_and_the_next_flow_attaches(cluster, u
 def test_a_job_whose_number_was_not_written_down_is_found_by_its_name(cluster, undisturbed):
     flow = cluster.start("unwritten", **SLURM)
     cluster.wait_for_iteration("unwritten", 60)
-    kill(flow)
-    (started,) = (cluster.folder / "unwritten").glob(".jobs/*/started.json")
-    started.unlink()  # as if the flow had been killed right behind sbatch
-    result_of(cluster.start("unwritten", **SLURM))
+    with held_up(job(cluster, "4711")["tasks"]):
+        kill(flow)
+        (started,) = (cluster.folder / "unwritten").glob(".jobs/*/started.json")
+        started.unlink()  # as if the flow had been killed right behind sbatch
+        flow = cluster.start("unwritten", **SLURM)
+        wait_until(lambda: "attached to" in cluster.log("unwritten"))
+    result_of(flow)
     assert len(cluster.calls("sbatch")) == 1
     assert cluster.weights("unwritten") == undisturbed
 
