@@ -29,6 +29,8 @@ from pathlib import Path
 PROGRAMS = ("sbatch", "squeue", "sacct", "scontrol", "scancel", "srun")
 LIVE = ("PENDING", "RUNNING", "COMPLETING")
 KILL_WAIT_S = 5.0
+REQUEUE_S = 1.5
+"""Seconds that a job waits in the queue before it is started again; two minutes in Slurm."""
 PR_SET_CHILD_SUBREAPER = 36
 MINUTE_S = float(os.environ.get("FAKE_SLURM_MINUTE_S", "60"))
 
@@ -215,6 +217,7 @@ def run(number: str) -> None:
             continue
         if not run_once(number):
             return
+        time.sleep(REQUEUE_S)
 
 
 def run_once(number: str) -> bool:
