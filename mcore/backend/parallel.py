@@ -117,7 +117,9 @@ def set_seed(seed: int) -> None:
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A copy on the device. A GPU's is not waited for; a plain copy would wait for all the work the GPU has got."""
-    return tensor.contiguous().pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def _join(timeout: timedelta) -> None:

@@ -92,7 +92,8 @@ def _in_parts_of(optimizer: MegatronOptimizer, state: dict[Any, Any]) -> dict[An
     have their place in a checkpoint either way; settings of groups come in the parts that the saving layout had.
     """
     parts = getattr(optimizer, "chained_optimizers", [optimizer])
-    was_whole = 0 not in state
+    # What was not asked for comes along: settings of a whole beside the parts' places, or of parts beside the whole's.
+    was_whole = OPTIMIZER in state or 0 not in state
     if was_whole == (len(parts) == 1):
         return state
     if not all(isinstance(part, DistributedOptimizer) for part in parts):

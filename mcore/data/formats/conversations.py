@@ -60,6 +60,8 @@ def _sharegpt(rest: dict[str, Any]) -> list[dict[str, Any]]:
 def _turns(rest: dict[str, Any], asked: str, answered: str) -> list[dict[str, Any]]:
     question, answer = rest.pop(asked), rest.pop(answered)
     more = rest.pop("input", None) if asked == "instruction" else None
+    if more and not isinstance(question, str):
+        raise ValueError(f"an instruction that is {type(question).__name__}, not text")
     if more is not None and not isinstance(more, str):
         raise ValueError(f"an input that is {type(more).__name__}, not text")
     if more:
