@@ -13,7 +13,7 @@ from tests.clusters.runs import Cluster, held_up, kill, result_of, wait_until
 from tests.flows.workspace import make_workspace
 
 pytestmark = [
-    pytest.mark.faults,
+    pytest.mark.operations,
     pytest.mark.skipif(os.geteuid() != 0, reason="pods need a hosts file of their own, which takes root"),
 ]
 
@@ -26,14 +26,12 @@ def workspace(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def cluster(workspace, request) -> Cluster:
+def cluster(workspace, tmp_path) -> Cluster:
     """A cluster of the test's own."""
-    place = workspace / request.node.name[:40]
-    state = place / "state"
-    place.mkdir()
-    fake_kubectl.install(place / "bin", state)
+    state = tmp_path / "state"
+    fake_kubectl.install(tmp_path / "bin", state)
     with fake_kubectl.cluster(state):
-        yield Cluster(workspace / "work", place / "bin", state, {"FAKE_CLUSTER": str(state)})
+        yield Cluster(workspace / "work", tmp_path / "bin", state, {"FAKE_CLUSTER": str(state)})
 
 
 @pytest.fixture(scope="module")

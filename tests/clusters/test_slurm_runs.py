@@ -11,7 +11,7 @@ from tests.clusters import fake_slurm
 from tests.clusters.runs import Cluster, held_up, kill, result_of, wait_until
 from tests.flows.workspace import make_workspace
 
-pytestmark = pytest.mark.faults
+pytestmark = pytest.mark.operations
 
 SLURM = {"launcher": "slurm", "nnodes": 2, "nproc_per_node": 1, "socket_ifname": "lo", "slurm": {"poll_s": 0.3}}
 
@@ -24,14 +24,12 @@ def workspace(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def cluster(workspace, request) -> Cluster:
+def cluster(workspace, tmp_path) -> Cluster:
     """A Slurm of the test's own; whatever of its jobs still runs is killed behind it."""
-    place = workspace / request.node.name[:40]
-    state = place / "state"
-    place.mkdir()
-    fake_slurm.install(place / "bin", state)
-    with fake_slurm.controller(state, place / "bin", minute_s=12):
-        yield Cluster(workspace / "work", place / "bin", state, {"FAKE_SLURM": str(state)})
+    state = tmp_path / "state"
+    fake_slurm.install(tmp_path / "bin", state)
+    with fake_slurm.controller(state, tmp_path / "bin", minute_s=12):
+        yield Cluster(workspace / "work", tmp_path / "bin", state, {"FAKE_SLURM": str(state)})
 
 
 def change(cluster: Cluster, number: str, **changes: object) -> None:
