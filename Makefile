@@ -4,12 +4,12 @@ SHELL := /bin/bash
 PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3),python3.11)
 RUN ?= configs/runs/smollm2_135m_cpu.yaml
 
-QUICK := "not faults and not layouts and not long and not ui"
+QUICK := "not faults and not layouts and not long and not operations and not ui"
 
 # pip's own settings (an index, a cache, wheels on disk) are respected; nothing here names a host.
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup setup-gpu demo check fmt test test-long test-layouts test-faults test-gpu test-ui pictures test-postgres clean
+.PHONY: help setup setup-gpu demo check fmt test test-long test-layouts test-faults test-operations test-gpu test-ui pictures test-postgres clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -76,6 +76,9 @@ test-layouts: setup  ## every family in every layout, on up to eight processes; 
 
 test-faults: setup  ## kill -9 and damage, at every stage
 	.venv/bin/pytest -m faults
+
+test-operations: setup  ## unattended nights, secrets, Slurm and Kubernetes, two hosts that are cut off
+	.venv/bin/pytest -m operations
 
 test-ui: setup  ## Prefect's UI in a headless Chromium (Debian: apt install chromium)
 	.venv/bin/python $(PIP_INSTALL) -r requirements/ui.txt

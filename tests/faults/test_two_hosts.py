@@ -17,7 +17,7 @@ from tests.flows import run_pipeline
 from tests.flows.workspace import make_workspace, raw_run
 
 NO_HOSTS = pytest.mark.skipif(not may_make_hosts(), reason="this user may make no network namespaces")
-pytestmark = [pytest.mark.faults, NO_HOSTS]
+pytestmark = [pytest.mark.operations, NO_HOSTS]
 
 ITERATIONS = 300
 STALL_S = 40.0

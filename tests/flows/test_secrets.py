@@ -16,7 +16,7 @@ from tests.flows import run_pipeline
 from tests.flows.workspace import VLLM_PYTHON, make_workspace, raw_run
 from tests.unit.flows.command_line import COMMAND, mcore_flows
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.operations
 
 SECRETS = {
     "HF_TOKEN": "hf_planted_4f1d",

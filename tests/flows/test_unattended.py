@@ -19,7 +19,7 @@ from tasks.events import GATE_FAILED
 from tests.flows.prefect_server import Server, running_server, wait_until
 from tests.flows.workspace import VLLM_PYTHON, raw_run
 
-pytestmark = [pytest.mark.server, pytest.mark.long]
+pytestmark = [pytest.mark.server, pytest.mark.operations]
 
 ENDED = {"Completed", "Skipped", "Failed", "Crashed", "Cancelled"}
 
@@ -207,7 +207,6 @@ def test_garbage_is_only_told_unless_somebody_says_delete(server, tmp_path):
     assert collect(store="/nowhere/at/all") == "Failed"
 
 
-@pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_a_run_that_was_killed_with_its_worker_is_crashed(tmp_path_factory, elsewhere, workspace):
     slow = elsewhere(train={"train_iters": 100_000, "save_steps": 50_000}) | {"name": "zombie"}
