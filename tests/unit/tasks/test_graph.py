@@ -29,6 +29,8 @@ OFFLOAD = {"train.optimizer_cpu_offload": True, "train.use_precision_aware_optim
 BALANCED = {"train.moe_router_load_balancing_type": "aux_loss", "train.moe_aux_loss_coeff": 0.1}
 
 # Field: (new value, stages whose keys change). Values in a mapping set further fields, where one alone is no valid run.
+NODES = {"launch.nnodes": 2, "launch.rdzv_endpoint": "127.0.0.2:29500"}
+PODS = {"image": "registry/mcore-flows:1", "volume_claim": "store", "mount_path": "/store"}
 TABLE = {
     "name": ("other", {"promote"}),  # of runs that give the model no name of its own
     "convert.make_vocab_size_divisible_by": (64, FROM_CONVERT),
@@ -177,6 +179,14 @@ TABLE = {
     "promote.push": ("hf:org/name", {"promote"}),
     "promote.push_secret": ({"promote.push": "hf:org/name", "promote.push_secret": "token"}, {"promote"}),
     "launch.nproc_per_node": (4, FROM_TRAIN),
+    "launch.nnodes": (NODES, FROM_TRAIN),
+    "launch.launcher": ("slurm", NOTHING),
+    "launch.slurm": ({"launch.launcher": "slurm", "launch.slurm": {"partition": "gpu"}}, NOTHING),
+    "launch.kubernetes": ({"launch.launcher": "kubernetes", "launch.kubernetes": PODS}, NOTHING),
+    "launch.rdzv_endpoint": (NODES, FROM_TRAIN),
+    "launch.socket_ifname": ({**NODES, "launch.socket_ifname": "lo"}, FROM_TRAIN),
+    "launch.join_timeout_s": (60.0, NOTHING),
+    "launch.reattach_s": (60.0, NOTHING),
     "launch.timeout_s": (60.0, NOTHING),
     "launch.stage_timeout_s": ({"launch.stage_timeout_s": {"train": 60.0}}, NOTHING),
     "launch.stall_timeout_s": (60.0, NOTHING),
