@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import pytest
 from pathlib import Path
 
 from flows.doctor.machine import machine_findings
@@ -11,6 +12,7 @@ from flows.doctor.store import store_findings
 from tests.unit.flows.command_line import mcore_flows
 
 
+@pytest.mark.long
 def test_a_whole_look(tmp_path: Path) -> None:
     """Everything but vLLM, whose import would take long: an interpreter that has none stands for its environment."""
     python = ["--python", sys.executable]

@@ -76,6 +76,7 @@ def test_recomputed_layers_know_the_samples(folder: Path, name: str, options: di
     assert recorded(other, "loss") == recorded(one, "loss")
 
 
+@pytest.mark.long
 def test_a_resumed_run_ends_bit_for_bit_like_an_undisturbed_one(folder: Path) -> None:
     whole = trained(folder, "qwen3_moe", "whole", save_steps=8)
     with parallel_processes(Layout()):
@@ -90,6 +91,7 @@ def test_a_resumed_run_ends_bit_for_bit_like_an_undisturbed_one(folder: Path) ->
         assert recorded(after, figure) == recorded(before, figure)
 
 
+@pytest.mark.long
 def test_a_padded_run_can_go_on_packed(folder: Path) -> None:
     whole = trained(folder, "llama", "padded", save_steps=8, packing=False)
     with parallel_processes(Layout()):
