@@ -3,8 +3,9 @@
 import json
 import os
 import sys
-import pytest
 from pathlib import Path
+
+import pytest
 
 from flows.doctor.machine import machine_findings
 from flows.doctor.software import software_findings
