@@ -38,8 +38,11 @@ class Workspace:
         return json.loads(done.stdout)
 
     def weight_files(self) -> dict[str, tuple[int, int, int]]:
-        """Inode and times of every file that an artifact holds: says whether any was touched."""
-        files = [path for path in self.store.glob("*/*/**/*") if path.is_file() and "runs" not in path.parts]
+        """Inode and times of every file that an artifact holds: says whether any was touched.
+
+        Leases and the like, whose folders begin with a dot, change all the time.
+        """
+        files = [path for path in self.store.glob("[!.]*/*/**/*") if path.is_file() and "runs" not in path.parts]
         return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns, path.stat().st_ctime_ns) for path in files}
 
 
