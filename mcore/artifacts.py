@@ -383,9 +383,29 @@ class Store:
             ArtifactError: Another run held it for longer than `timeout_s`.
         """
         folder = self.lease_folder(kind, key)
-        options = {"run": run, "flow_run": flow_run, "log_folder": log_folder, "timeout_s": timeout_s}
-        with held(folder, **options, on_wait=on_wait) as lease:
+        with held(
+            folder, run=run, flow_run=flow_run, log_folder=log_folder, timeout_s=timeout_s, on_wait=on_wait
+        ) as lease:
             yield lease
+
+    def lineage(self, *names: str) -> Iterator[Manifest]:
+        """Manifests of artifacts (`kind/key`) and of all that they were made from, each once, nearest first.
+
+        What is no artifact (a folder of the user's own), or is gone, is left out.
+        """
+        pending, seen = list(names), set()
+        while pending:
+            name = pending.pop(0)
+            if name in seen:
+                continue
+            seen.add(name)
+            kind, _, key = name.partition("/")
+            try:
+                manifest = Manifest.read(self.path(kind, key))
+            except (OSError, ValueError):
+                continue
+            yield manifest
+            pending += manifest.inputs.values()
 
     def manifests(self) -> Iterator[Manifest]:
         """All artifacts with a readable manifest, their files not checked."""

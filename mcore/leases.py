@@ -223,9 +223,17 @@ class _Queue:
 
 
 @contextmanager
-def held(folder: Path, **options: object) -> Iterator[Lease]:
+def held(
+    folder: Path,
+    *,
+    run: str = "",
+    flow_run: str = "",
+    log_folder: Path | None = None,
+    timeout_s: float = -1,
+    on_wait: OnWait | None = None,
+) -> Iterator[Lease]:
     """Hold a lease for the block; arguments as of `acquire`. An error is told to who takes it next."""
-    lease = acquire(folder, **options)  # type: ignore[arg-type]
+    lease = acquire(folder, run=run, flow_run=flow_run, log_folder=log_folder, timeout_s=timeout_s, on_wait=on_wait)
     told = ""
     try:
         yield lease

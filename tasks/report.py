@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcore.artifacts import ArtifactRef, Manifest
+from mcore.artifacts import Manifest
 from mcore.errors import CheckpointError, PipelineError, StoppedError
 from mcore.folders import write_durably
 from mcore.metrics import FILE_NAME as METRICS_FILE
@@ -292,7 +292,7 @@ def _lineage(planned: PlannedRun, done: Mapping[str, Outcome]) -> list[str]:
     last = done.get("export") or (list(done.values())[-1] if done else None)
     if last is None:
         return []
-    manifests = list(walk(planned, last.artifact))
+    manifests = list(planned.store.lineage(f"{last.artifact.kind}/{last.artifact.key}"))
     lines = ["## Lineage", "", "| artifact | made from | made | by |", "| --- | --- | --- | --- |"]
     for manifest in manifests:
         inputs = [f"{role} `{_brief(artifact)}`" for role, artifact in manifest.inputs.items()]
@@ -319,20 +319,3 @@ def _origins(manifest: Manifest) -> list[str]:
         digests = [str(digest)[:12] for digest in manifest.ingredients.get("config", {}).get(name) or ()]
         origins += [f"{name} {', '.join(digests)}"] if digests else []
     return origins
-
-
-def walk(planned: PlannedRun, artifact: ArtifactRef) -> Iterator[Manifest]:
-    """Manifests of an artifact and of all that it was made from, each once, nearest first."""
-    pending, seen = [f"{artifact.kind}/{artifact.key}"], set()
-    while pending:
-        name = pending.pop(0)
-        kind, _, key = name.partition("/")
-        if name in seen:
-            continue
-        seen.add(name)
-        try:
-            manifest = Manifest.read(planned.store.path(kind, key))
-        except (OSError, ValueError):
-            continue  # a folder of the user's own, or one that was deleted since
-        yield manifest
-        pending += manifest.inputs.values()

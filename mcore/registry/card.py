@@ -31,7 +31,7 @@ def card(store: Store, evidence: Evidence, model: str) -> str:
         evidence: The model and what speaks for it.
         model: Its name in the registry.
     """
-    lineage = {named(one): one for one in _lineage(store, evidence.model)}
+    lineage = {named(one): one for one in store.lineage(named(evidence.model))}
     training = _of_kind(lineage, "train")
     base, revision, licence = _base(lineage, evidence.model)
     config = training.ingredients.get("config", {}) if training else {}
@@ -89,23 +89,6 @@ def card(store: Store, evidence: Evidence, model: str) -> str:
 
 
 PROOF_FIGURES = ("num_tensors", "num_differing_tensors", "relative_error", "max_relative_error", "top1_agreement")
-
-
-def _lineage(store: Store, model: Manifest) -> Iterator[Manifest]:
-    """The model and all that it was made from, nearest first; what is no artifact, or gone, is left out."""
-    pending, seen = [named(model)], set()
-    while pending:
-        name = pending.pop(0)
-        kind, _, key = name.partition("/")
-        if name in seen:
-            continue
-        seen.add(name)
-        try:
-            manifest = Manifest.read(store.path(kind, key))
-        except (OSError, ValueError):
-            continue
-        yield manifest
-        pending += manifest.inputs.values()
 
 
 def _of_kind(lineage: Mapping[str, Manifest], kind: str) -> Manifest | None:

@@ -145,8 +145,8 @@ def _proof_problems(store: Store, proof: Manifest) -> list[Problem]:
     if figures.get("num_differing_tensors") != 0:
         problems.append(Problem(f"{name}, tensors that differ", "0", str(figures.get("num_differing_tensors"))))
     error, limit = figures.get("relative_error"), figures.get("max_relative_error")
-    numbers = isinstance(error, int | float) and isinstance(limit, int | float) and math.isfinite(error)
-    if not numbers or not error <= limit:  # type: ignore[operator]
+    # Asked the other way round: an error that is no number is below no limit.
+    if not (isinstance(error, int | float) and isinstance(limit, int | float) and -math.inf < error <= limit):
         problems.append(Problem(f"{name}, error of its logits", f"at most {limit}", str(error)))
     return problems
 

@@ -189,14 +189,7 @@ class RunFacts:
 
     def lineage(self) -> Iterator[Manifest]:
         """The artifacts that the run came to, and what they were made from, the last one first."""
-        pending = [stage.record.artifact for stage in reversed(self.reached)]
-        seen: set[str] = set()
-        while pending:
-            name = pending.pop(0)
-            if name not in seen and name in self.manifests:
-                yield self.manifests[name]
-                pending += self.manifests[name].inputs.values()
-            seen.add(name)
+        return self.store.lineage(*(stage.record.artifact for stage in reversed(self.reached)))
 
 
 def _device(name: object) -> str:

@@ -12,7 +12,7 @@ from mcore.artifacts import Store
 from mcore.errors import GateError, StoppedError, TrainingError
 from tasks.graph import StagePlan, stages
 from tasks.preflight import check_run
-from tasks.report import artifact_key, report_page, reported, walk, write_report
+from tasks.report import artifact_key, report_page, reported, write_report
 from tasks.stage import Outcome, PlannedRun
 from tests.unit.tasks.model_folders import write_workspace
 
@@ -94,7 +94,7 @@ def test_a_run_that_is_done(planned: PlannedRun) -> None:
 def test_lineage_goes_back_to_data_and_base(planned: PlannedRun) -> None:
     make(planned, *everything(planned))
     done = {outcome.name: outcome.artifact for outcome in planned.outcomes}
-    kinds = [manifest.kind for manifest in walk(planned, done["export"])]
+    kinds = [manifest.kind for manifest in planned.store.lineage(f"export/{done['export'].key}")]
     assert kinds[0] == "export" and sorted(kinds) == ["convert", "export", "select", "train", "verify"]
     page = report_page(planned, None)
     rows = planned.plans["train"].ingredients["config"]["data.dataset"][0][:12]
