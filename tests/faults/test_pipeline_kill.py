@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mcore.launch import tail_of
+from tests.faults.disturbed import exported_weights, result_of, wait_for_iteration
 from tests.flows import run_pipeline
 from tests.flows.workspace import make_workspace, raw_run
 
@@ -41,34 +41,12 @@ def start(folder: Path, store: str, name: str = "tiny", **launch: object) -> sub
     )  # fmt: skip
 
 
-def result_of(process: subprocess.Popen) -> dict:
-    out, err = process.communicate(timeout=500)
-    assert process.returncode == 0, err[-6000:]
-    return json.loads(out)
-
-
-def exported_weights(folder: Path, store: str) -> bytes:
-    (weights,) = (folder / store).glob("export/*/model.safetensors")
-    return weights.read_bytes()
-
-
 def training_processes(store: Path) -> list[psutil.Process]:
     return [
         process
         for process in psutil.process_iter(["cmdline"])
         if "mcore.train" in (process.info["cmdline"] or []) and str(store) in " ".join(process.info["cmdline"])
     ]
-
-
-def wait_for_iteration(store: Path, iteration: int) -> None:
-    """Wait until training has logged an iteration."""
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        for file in store.glob(".partial/train-*/metrics.jsonl"):
-            if f'"iteration": {iteration}, "loss"' in tail_of(file):
-                return
-        time.sleep(0.05)
-    raise AssertionError("training did not come that far")
 
 
 @pytest.fixture(scope="module")

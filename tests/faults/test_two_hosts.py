@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mcore.launch import tail_of
+from tests.faults.disturbed import exported_weights, result_of, wait_for_iteration
 from tests.faults.two_hosts import IFNAME, may_make_hosts, two_hosts
 from tests.flows import run_pipeline
 from tests.flows.workspace import make_workspace, raw_run
@@ -68,27 +68,6 @@ def run_over(hosts, folder: Path, store: str, port: int, *, retries: int):
                         process.communicate(timeout=60)
                     except subprocess.TimeoutExpired:
                         os.killpg(process.pid, signal.SIGKILL)
-
-
-def result_of(flow: subprocess.Popen) -> dict:
-    out, err = flow.communicate(timeout=400)
-    assert flow.returncode == 0, err[-8000:]
-    return json.loads(out)
-
-
-def exported_weights(folder: Path, store: str) -> bytes:
-    (weights,) = (folder / store).glob("export/*/model.safetensors")
-    return weights.read_bytes()
-
-
-def wait_for_iteration(store: Path, iteration: int) -> None:
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        for file in store.glob(".partial/train-*/metrics.jsonl"):
-            if f'"iteration": {iteration}, "loss"' in tail_of(file):
-                return
-        time.sleep(0.05)
-    raise AssertionError("training did not come that far")
 
 
 @pytest.fixture(scope="module")
