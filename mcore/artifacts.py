@@ -27,7 +27,7 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from mcore.errors import ArtifactError, ConfigError, Problem
-from mcore.folders import fsync_folder, fsync_path, remove, write_durably
+from mcore.folders import fsync_folder, fsync_path, remove, remove_unwritten, write_durably
 from mcore.leases import Lease, OnWait, held
 from mcore.store_names import checked_artifact, checked_file, checked_name
 
@@ -309,6 +309,7 @@ class Store:
             problems = [Problem(str(place), "a folder of the store", "a symbolic link") for place in elsewhere]
             raise ArtifactError(f"{kind}/{key} can't be committed", problems)
         remove(partial / MANIFEST)
+        remove_unwritten(partial)
         contents = sorted(partial.rglob("*")) if partial.is_dir() else []
         links = [Problem(str(path), "a file or a folder", "a symbolic link") for path in contents if path.is_symlink()]
         files = [path for path in contents if path.is_file()]

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from mcore.errors import ConfigError, Problem
 
+_UNWRITTEN = ".unwritten"
+
 
 def fsync_path(path: Path) -> None:
     """Make a file's content, or a folder's entries, durable."""
@@ -30,8 +32,11 @@ def fsync_folder(folder: Path, *, files: bool = True) -> None:
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Replace a small text file in one step: after a crash it holds the old text or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Replace a small text file in one step: after a crash it holds the old text or the new one.
+
+    What a kill leaves beside it is a hidden file, for `remove_unwritten`.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_UNWRITTEN}")
     try:
         with temporary.open("w") as file:
             file.write(text)
@@ -42,6 +47,12 @@ def write_durably(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_path(path.parent)
+
+
+def remove_unwritten(folder: Path) -> None:
+    """Clear what kills in the middle of `write_durably` left in a folder that nobody writes to now."""
+    for left in folder.glob(f".*{_UNWRITTEN}"):
+        left.unlink(missing_ok=True)
 
 
 def remove(path: Path) -> None:

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from mcore.errors import CheckpointError
-from mcore.folders import fsync_path, write_durably
+from mcore.folders import fsync_path, remove_unwritten, write_durably
 from mcore.select import (
     TRACKER,
     Iteration,
@@ -61,7 +61,8 @@ def _remove(folder: Path) -> None:
 
 
 def remove_unfinished(output: Path) -> list[int]:
-    """Clear what a killed run left: checkpoints half written, and half removed. Returns the half-written iterations."""
+    """Clear what a killed run left, half written or half removed. Returns the iterations that are not complete."""
+    remove_unwritten(output)
     for pattern in (f"{_GOING}*", f"{_PENDING}*", f".{_PENDING}*.partial", ".hf_*.partial"):
         for left in output.glob(pattern):
             shutil.rmtree(left)

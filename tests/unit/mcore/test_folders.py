@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mcore.errors import ConfigError
-from mcore.folders import refuse_existing, remove, whole_folder, write_durably
+from mcore.folders import refuse_existing, remove, remove_unwritten, whole_folder, write_durably
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -153,6 +153,19 @@ def test_a_small_file_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "fsync", disk_is_full)
     with pytest.raises(OSError, match="No space"):
         write_durably(path, "300")
+    assert tree(tmp_path) == {"tracker.txt": "200"}
+
+
+def test_what_a_kill_left_of_a_small_file_is_cleared(tmp_path: Path) -> None:
+    code = (
+        "import os, signal; from pathlib import Path; from mcore.folders import write_durably\n"
+        "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"write_durably(Path({str(tmp_path / 'tracker.txt')!r}), '100')"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
+    write_durably(tmp_path / "tracker.txt", "200")
+    remove_unwritten(tmp_path)
     assert tree(tmp_path) == {"tracker.txt": "200"}
 
 
