@@ -1,58 +1,99 @@
-"""Rows of jsonl files: read, checked, filled and drawn, without torch and without a tokenizer.
+"""What a row is once it has been read and checked, and what a row becomes that can't be used.
 
-A row is one JSON object a line: `{"messages": [{"role": …, "content": …}, …]}` for SFT, `{"text": …}` for PT. Rows of
-other shapes become `messages` first (`mcore.data.formats`). All that is wrong with all files of a run is found before
-anything starts; no row is ever left out quietly.
+Light: no torch, no tokenizer, no library of data sets. Where rows come from is in `mcore.data.sources`, what shapes
+they may have there in `mcore.data.formats`, and which of them a run takes in `mcore.data.load`.
 """
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
-
-from configs.schema.data import DataConfig
-from configs.schema.placeholders import FIELD_OF, fill_placeholders, placeholder_values, placeholders_in
-from mcore.data.formats.conversations import to_messages
-from mcore.data.sampling import DatasetSpec, parse_spec, sample, split
+from configs.schema.placeholders import fill_placeholders, placeholders_in
 from mcore.errors import DataError, Problem
 
-Method = Literal["pt", "sft"]
+Method = Literal["pt", "sft", "dpo", "kto", "rm", "seq_cls"]
+"""What a row is for. Training itself knows `pt` and `sft`."""
+
+Role = Literal["system", "user", "assistant", "tool"]
 
 MAX_LISTED = 50
 """Problems that an error lists; the others are counted."""
 
-MEANINGFUL_COLUMNS = ("role", "content", "system", "history", "tools", "images", "videos", "audios", "objects")
-"""Columns beside `messages` that would belong to the training text. Rows that use them are refused, because ignoring
-them would train something else; all other columns are ignored."""
-
-SFT_FIX = 'Write the row as {"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}]}.'
-PT_FIX = 'Write the row as {"text": …}.'
-
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
 
-    role: Literal["system", "user", "assistant"]
+    Attributes:
+        role: Who speaks.
+        content: What is said; empty for an assistant that only calls tools, and for a tool that returns nothing.
+        reasoning_content: What the assistant thought before; None if the row says nothing about it.
+        tool_calls: `{"type": "function", "function": {"name": str, "arguments": dict}}`, and `id` where there is one.
+        loss: Whether an assistant's turn is trained; None leaves it to the run.
+        loss_scale: Weight of its tokens in the loss; None leaves it to the run.
+        name: Of a tool's answer: the tool.
+        tool_call_id: Of a tool's answer: the call.
+    """
+
+    role: Role
     content: str
+    reasoning_content: str | None = None
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    loss: bool | None = None
+    loss_scale: float | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+
+    def __hash__(self) -> int:  # tool calls are dicts
+        return hash((self.role, self.content, self.reasoning_content))
+
+    def for_template(self) -> dict[str, Any]:
+        """The message as a chat template is given it: only what it has, and nothing that is about training."""
+        said: dict[str, Any] = {"role": self.role, "content": self.content}
+        for key in ("reasoning_content", "name", "tool_call_id"):
+            if (value := getattr(self, key)) is not None:
+                said[key] = value
+        if self.tool_calls:
+            said["tool_calls"] = list(self.tool_calls)
+        return said
+
+    def filled(self, fill: Callable[[str], str]) -> Message:
+        """The message with its texts replaced; what a tool is called with stays as it is."""
+        thought = None if self.reasoning_content is None else fill(self.reasoning_content)
+        return replace(self, content=fill(self.content), reasoning_content=thought)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One checked row: `messages` for SFT or `text` for PT. Rows with the same content are equal, wherever they are.
+    """One checked row. Rows with the same content are equal, wherever they are.
 
-    `place` is `file:line`.
+    Attributes:
+        messages: The conversation; of a preference pair the one with the better answer. Empty for `pt`.
+        text: The document of `pt`.
+        place: `file:line`, or `source#row` where a file has no lines.
+        tools: JSON-schema functions for the template, `{"type": "function", "function": {...}}`.
+        rejected: Of a preference pair: the messages that stand in place of the last turns of `messages`, behind the
+            prompt that both share. `messages[: len(messages) - num_chosen]` is that prompt.
+        num_chosen: Of a preference pair: how many of the last messages are the better answer.
+        label: Of `kto` whether the answer is wanted; of `seq_cls` the class, a number, or one number a class.
+        chat_template_kwargs: Handed to the template, such as `enable_thinking`.
+        language: `zh` or `en` if the row is tagged so: which of two `model_name` fills its placeholders.
     """
 
     messages: tuple[Message, ...] = ()
     text: str = ""
     place: str = field(default="", compare=False)
+    tools: tuple[dict[str, Any], ...] = ()
+    rejected: tuple[Message, ...] = ()
+    num_chosen: int = 0
+    label: bool | int | float | tuple[float, ...] | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    language: Literal["zh", "en"] | None = field(default=None, compare=False)
+
+    def __hash__(self) -> int:  # tools and keyword arguments are dicts
+        return hash((self.messages, self.text, self.rejected, self.label))
 
     def filled(self, values: Mapping[str, str]) -> Row:
         """The row with its placeholders replaced.
@@ -60,237 +101,82 @@ class Row:
         Raises:
             KeyError: A placeholder has no value.
         """
-        messages = tuple(Message(turn.role, fill_placeholders(turn.content, values)) for turn in self.messages)
-        return Row(messages, fill_placeholders(self.text, values), self.place)
+        if not self.placeholders():
+            return self
+
+        def fill(text: str) -> str:
+            return fill_placeholders(text, values)
+
+        return replace(
+            self,
+            messages=tuple(turn.filled(fill) for turn in self.messages),
+            text=fill(self.text),
+            rejected=tuple(turn.filled(fill) for turn in self.rejected),
+        )
 
     def placeholders(self) -> set[str]:
         """Names of the placeholders that the row holds."""
-        texts = (self.text, *(turn.content for turn in self.messages))
-        return {name for text in texts for name in placeholders_in(text)}
+        turns = (*self.messages, *self.rejected)
+        texts = (self.text, *(text for turn in turns for text in (turn.content, turn.reasoning_content or "")))
+        return {name for text in texts if "{{" in text for name in placeholders_in(text)}
+
+    def with_system(self, system: str | None) -> Row:
+        """The row with a system message in front, if it has a conversation and none of its own."""
+        if system is None or not self.messages or self.messages[0].role == "system":
+            return self
+        return replace(self, messages=(Message("system", system), *self.messages))
 
 
-def _speaks(text: str) -> str:
-    if not text.strip():
-        raise ValueError("is empty")
-    try:
-        text.encode()
-    except UnicodeEncodeError as exc:
-        raise ValueError(f"holds half a character (a lone surrogate) at {exc.start}") from exc
-    return text
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """What a row that can't be used becomes.
 
-
-Text = Annotated[str, AfterValidator(_speaks)]
-
-
-class _MessageModel(BaseModel):
-    # A key such as tool_calls, name or loss would change what is trained, so nothing beside these two is accepted.
-    model_config = ConfigDict(extra="forbid", strict=True)
-    role: Literal["system", "user", "assistant"]
-    content: Text
-
-
-class _SftRow(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
-    messages: list[_MessageModel]
-
-    @model_validator(mode="after")
-    def _turns_alternate(self) -> Self:
-        roles = [message.role for message in self.messages]
-        turns = roles[1:] if roles[:1] == ["system"] else roles
-        if not turns:
-            raise ValueError("messages hold no turn")
-        expected = ["user", "assistant"] * (len(turns) // 2 + 1)
-        wrong = next((index for index, role in enumerate(turns) if role != expected[index]), None)
-        if wrong is not None:
-            at = wrong + len(roles) - len(turns)
-            raise ValueError(
-                f"messages[{at}] is from {turns[wrong]} where {expected[wrong]} must speak "
-                "(an optional system message, then user and assistant in turn)"
-            )
-        if turns[-1] != "assistant":
-            raise ValueError("the last message must be the assistant's")
-        return self
-
-
-class _PtRow(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
-    text: Text
-
-
-def load_rows(config: DataConfig, method: Method) -> tuple[list[Row], list[Row]]:
-    """Training and validation rows of a run, checked, filled, drawn and split.
-
-    Training rows come in the order of the files; the order of training is made later (`mcore.data.dataset`).
-
-    Raises:
-        DataError: Everything that is wrong with any file or row of the run.
+    Attributes:
+        reason: A short word for it, which a report can count by: `not_json`, `empty_content` …
+        problem: What is wrong in words. Its subject begins with the row's place.
+        place: Where the row is, as in `Row`.
     """
-    problems: list[Problem] = []
-    if not config.dataset:
-        problems.append(Problem("data.dataset", "at least one file", "none"))
-    if config.val_dataset and config.split_dataset_ratio:
-        problems.append(Problem("data", "val_dataset or split_dataset_ratio", "both", "Leave one of them out."))
-    train = _read_specs(config.dataset, config, method, "data.dataset", problems)
-    validation = _read_specs(config.val_dataset, config, method, "data.val_dataset", problems)
-    if config.split_dataset_ratio and not problems:
-        train, validation = split(
-            train, config.split_dataset_ratio, seed=config.data_seed, shuffle=config.dataset_shuffle
-        )
-        if not train or not validation:
-            problems.append(
-                Problem("data.split_dataset_ratio", "rows on both sides", f"{len(train)} and {len(validation)}")
-            )
-    raise_problems("the data can't be used", problems)
-    return train, validation
+
+    reason: str
+    problem: Problem
+    place: str = ""
 
 
-def load_files(specs: Iterable[str], config: DataConfig, method: Method, what: str) -> list[Row]:
-    """Rows of other files with the same placeholders, system message and seed, such as those for perplexity.
+class RowError(Exception):
+    """Why a row can't be used, found while it is taken apart; `dropped` gives it its place.
 
     Args:
-        specs: `path` or `path#N`.
-        config: Gives placeholders, system message and seed; its own files are not read.
-        method: Which kind of row.
-        what: Name of the field that holds the specs, for messages.
-
-    Raises:
-        DataError: Everything that is wrong with any of them.
+        reason: As in `Dropped`.
+        where: The part of the row, such as `messages[2].content`; empty for the row as a whole.
+        expected: As in `Problem`, and so are the others.
     """
-    problems: list[Problem] = []
-    rows = _read_specs(specs, config, method, what, problems)
-    raise_problems("the data can't be used", problems)
-    return rows
+
+    def __init__(self, reason: str, where: str = "", expected: str = "", found: str = "", fix: str = "") -> None:
+        super().__init__(reason, where, expected, found, fix)
+        self.reason = reason
+        self.where = where
+        self.finding = (expected, found, fix)
+
+    def dropped(self, place: str) -> Dropped:
+        """The row at `place`, left out for this."""
+        subject = f"{place}: {self.where}" if self.where else place
+        return Dropped(self.reason, Problem(subject, *self.finding), place)
 
 
-def raise_problems(summary: str, problems: list[Problem]) -> None:
+def short(value: Any) -> str:
+    """A value as it is shown in a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def raise_problems(summary: str, problems: Iterable[Problem]) -> None:
     """Raise the problems together, the first `MAX_LISTED` of them listed and the others counted; none, no error.
 
     Raises:
         DataError: There are problems.
     """
-    if len(problems) > MAX_LISTED:
-        problems = [*problems[:MAX_LISTED], Problem(f"and {len(problems) - MAX_LISTED} more problems")]
-    if problems:
-        raise DataError(summary, problems)
-
-
-def read_file(path: Path, method: Method) -> tuple[list[Row], list[Problem]]:
-    """Rows of one file and all that is wrong with it. Lines end at line feeds only, as JSON Lines has it."""
-    rows: list[Row] = []
-    problems: list[Problem] = []
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                found = _read_line(line, method, f"{path}:{number}")
-                rows += [found] if isinstance(found, Row) else []
-                problems += found if isinstance(found, list) else []
-    except OSError as exc:
-        return [], [Problem(str(path), "a jsonl file", exc.strerror or type(exc).__name__)]
-    if not rows and not problems:
-        problems.append(Problem(str(path), "at least one row", "an empty file"))
-    return rows, problems
-
-
-def _read_line(line: bytes, method: Method, place: str) -> Row | list[Problem]:
-    if not line.strip():
-        return [Problem(place, "one JSON object", "an empty line", "Remove the line.")]
-    try:
-        data = json.loads(line.rstrip(b"\r\n").decode("utf-8"), object_pairs_hook=_without_duplicates)
-    except UnicodeDecodeError as exc:
-        return [Problem(place, "UTF-8", f"byte 0x{line[exc.start]:02x} at {exc.start}")]
-    except (ValueError, RecursionError) as exc:
-        return [Problem(place, "one JSON object", str(exc))]
-    if not isinstance(data, dict):
-        return [Problem(place, "one JSON object", type(data).__name__)]
-    try:
-        if method == "pt":
-            return Row(text=_PtRow.model_validate(data).text, place=place)
-        try:
-            data = to_messages(data)
-        except ValueError as exc:
-            return [Problem(place, "columns of one shape of rows", str(exc), SFT_FIX)]
-        problems = [
-            Problem(place, f"no column {name!r} beside messages", _short(data[name]), SFT_FIX)
-            for name in MEANINGFUL_COLUMNS
-            if data.get(name)
-        ]
-        messages = _SftRow.model_validate(data).messages
-    except ValidationError as exc:
-        return [_as_problem(finding, place, data, PT_FIX if method == "pt" else SFT_FIX) for finding in exc.errors()]
-    return problems or Row(messages=tuple(Message(turn.role, turn.content) for turn in messages), place=place)
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} twice")
-    return data
-
-
-def _as_problem(finding: Any, place: str, data: dict[str, Any], fix: str) -> Problem:
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in finding["loc"]).lstrip(".")
-    subject = f"{place}: {where}" if where else place
-    if finding["type"] == "missing" and len(finding["loc"]) == 1:
-        return Problem(subject, "this column", f"only {', '.join(sorted(data)) or 'no column'}", fix)
-    if finding["type"] == "missing":
-        return Problem(subject, "this key", "none", fix)
-    if finding["type"] == "extra_forbidden":
-        return Problem(subject, "no key but role and content", _short(finding["input"]))
-    if finding["type"] == "value_error":
-        return Problem(f"{subject}: {finding['msg'].removeprefix('Value error, ')}")
-    return Problem(subject, finding["msg"].removeprefix("Input should be "), _short(finding["input"]))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
-
-
-def _read_specs(
-    specs: Iterable[str], config: DataConfig, method: Method, what: str, problems: list[Problem]
-) -> list[Row]:
-    values = placeholder_values(config.model_name, config.model_author)
-    files: dict[Path, list[Row]] = {}
-    drawn: list[Row] = []
-    for index, text in enumerate(specs):
-        spec = parse_spec(text)
-        if not isinstance(spec, DatasetSpec):
-            problems.append(Problem(f"{what}[{index}] {text!r}", found=spec))
-            continue
-        if spec.path not in files:  # a file that is named twice is read and reported once
-            rows, found = read_file(spec.path, method)
-            found += _unfilled(rows, values, spec.path)
-            problems += found
-            files[spec.path] = [] if found else [_with_system(row, config.system).filled(values) for row in rows]
-        if files[spec.path]:
-            key = f"{config.data_seed}:{what}:{index}"
-            drawn += sample(files[spec.path], spec.num_rows, key=key, shuffle=config.dataset_shuffle)
-    if config.system is not None:
-        problems += [
-            Problem(f"data.system holds {{{{{name}}}}}", f"{FIELD_OF[name]} to be set")
-            for name in sorted(placeholders_in(config.system) - values.keys())
-            if what == "data.dataset"
-        ]
-    return drawn
-
-
-def _with_system(row: Row, system: str | None) -> Row:
-    if system is None or not row.messages or row.messages[0].role == "system":
-        return row
-    return replace(row, messages=(Message("system", system), *row.messages))
-
-
-def _unfilled(rows: list[Row], values: Mapping[str, str], path: Path) -> list[Problem]:
-    places: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
-        for name in row.placeholders() - values.keys():
-            places[name].append(row.place)
-    return [
-        Problem(
-            f"{path}: {len(found)} rows hold {{{{{name}}}}} (first: line {found[0].rpartition(':')[2]})",
-            f"{FIELD_OF[name]} to be set",
-            "nothing",
-        )
-        for name, found in sorted(places.items())
-    ]
+    listed = list(problems)
+    if len(listed) > MAX_LISTED:
+        listed = [*listed[:MAX_LISTED], Problem(f"and {len(listed) - MAX_LISTED} more problems")]
+    if listed:
+        raise DataError(summary, listed)

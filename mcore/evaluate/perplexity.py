@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from configs.schema.data import DataConfig
-from mcore.data.rows import Method, load_files, raise_problems
+from mcore.data.load import load_files
+from mcore.data.rows import Method, raise_problems
 from mcore.data.template import Sample, encode_rows
 from mcore.errors import EvaluationError, Problem
 

@@ -11,7 +11,7 @@ from configs.schema.evaluate import EvaluateConfig
 from configs.schema.load import RunFileError
 from configs.schema.placeholders import FIELD_OF, placeholder_values
 from configs.schema.suite import Suite, load_suite
-from mcore.data.rows import load_files, load_rows, read_file
+from mcore.data.load import load_files, load_rows, read_file
 from mcore.data.sampling import DatasetSpec, parse_spec
 from mcore.errors import Problem
 from tasks.model_folder import collected

@@ -1,7 +1,7 @@
 """Rows of other shapes as `messages`: ShareGPT, Alpaca, and query/response/history.
 
 The shape is found by its columns. Columns that a shape does not use stay beside `messages`, so that the check of rows
-(`mcore.data.rows`) judges them like any other; nothing is repaired, and a row of no shape or of two is named.
+(`mcore.data.formats.row`) judges them like any other; nothing is repaired, and a row of no shape or two is named.
 
 Source: column names as Megatron-SWIFT 4.6 and LLaMA-Factory document them.
 """
@@ -9,6 +9,8 @@ Source: column names as Megatron-SWIFT 4.6 and LLaMA-Factory document them.
 from __future__ import annotations
 
 from typing import Any
+
+from mcore.data.rows import RowError
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 """Names of speakers in ShareGPT rows that have another name in `messages`; others are taken as they are."""
@@ -25,7 +27,7 @@ def to_messages(data: dict[str, Any]) -> dict[str, Any]:
     """The row with its conversation in `messages`; a row that has `messages`, or is of no known shape, as it is.
 
     Raises:
-        ValueError: The columns are those of two shapes, or what they hold is not of the shape.
+        RowError: The columns are those of two shapes, or what they hold is not of the shape.
     """
     if "messages" in data:
         return data
@@ -33,7 +35,7 @@ def to_messages(data: dict[str, Any]) -> dict[str, Any]:
     if not found:
         return data
     if len(found) > 1:
-        raise ValueError(f"columns of {' and of '.join(found)}")
+        raise _misshapen("ambiguous_shape", f"columns of {' and of '.join(found)}")
     rest = dict(data)
     system = rest.pop("system", None) or ""
     messages = _sharegpt(rest) if found[0] == "ShareGPT" else _turns(rest, *COLUMNS[found[0]])
@@ -46,7 +48,7 @@ def _sharegpt(rest: dict[str, Any]) -> list[dict[str, Any]]:
     if not isinstance(turns, list) or not all(
         isinstance(turn, dict) and {"from", "value"} <= set(turn) for turn in turns
     ):
-        raise ValueError("conversations that are no list of objects with from and value")
+        raise _misshapen("bad_shape", "conversations that are no list of objects with from and value")
     messages = []
     for turn in turns:
         others = {key: value for key, value in turn.items() if key not in ("from", "value")}
@@ -61,16 +63,21 @@ def _turns(rest: dict[str, Any], asked: str, answered: str) -> list[dict[str, An
     question, answer = rest.pop(asked), rest.pop(answered)
     more = rest.pop("input", None) if asked == "instruction" else None
     if more and not isinstance(question, str):
-        raise ValueError(f"an instruction that is {type(question).__name__}, not text")
+        raise _misshapen("bad_shape", f"an instruction that is {type(question).__name__}, not text")
     if more is not None and not isinstance(more, str):
-        raise ValueError(f"an input that is {type(more).__name__}, not text")
+        raise _misshapen("bad_shape", f"an input that is {type(more).__name__}, not text")
     if more:
         question = f"{question}\n{more}" if question else more
     history = rest.pop("history", None) or []
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
-        raise ValueError("a history that is no list of pairs of question and answer")
+        raise _misshapen("bad_shape", "a history that is no list of pairs of question and answer")
     return [
         {"role": role, "content": content}
         for pair in (*history, (question, answer))
         for role, content in zip(("user", "assistant"), pair, strict=True)
     ]
+
+
+def _misshapen(reason: str, found: str) -> RowError:
+    fix = 'Write the row as {"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}]}.'
+    return RowError(reason, "", "columns of one shape of rows", found, fix)

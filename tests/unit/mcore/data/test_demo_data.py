@@ -7,7 +7,8 @@ import pytest
 from configs.schema.data import DataConfig
 from configs.schema.placeholders import placeholder_values
 from configs.schema.suite import load_suite
-from mcore.data.rows import Row, load_rows, read_file
+from mcore.data.load import load_rows, read_file
+from mcore.data.rows import Row
 
 CONFIGS = Path(__file__).parents[4] / "configs"
 FILES = sorted(CONFIGS.rglob("data/**/*.jsonl"))

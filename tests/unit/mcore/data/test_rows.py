@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from configs.schema.data import DataConfig
-from mcore.data.rows import MAX_LISTED, Message, load_files, load_rows, read_file
+from mcore.data.load import load_files, load_rows, read_file
+from mcore.data.rows import MAX_LISTED, Message
 from mcore.errors import DataError, Problem
 
 
@@ -65,8 +66,8 @@ BROKEN_SFT = {
         b'{"messages":[{"role":"user","content":"\\ud83d"},{"role":"assistant","content":"a"}]}',
         "half",
     ),
-    "tool calls": ({"messages": [message(), message("assistant", "a", tool_calls=[])]}, "no key but role and content"),
-    "per-message loss": ({"messages": [message(), message("assistant", "a", loss=False)]}, "messages[1].loss"),
+    "another key": ({"messages": [message(name="Ann"), ANSWER]}, "no key but role and content"),
+    "nothing trained": ({"messages": [message(), message("assistant", "a", loss=False)]}, "turn that is trained"),
     "ends with the user": ({"messages": [message()]}, "the last message must be the assistant's"),
     "only a system message": ({"messages": [message("system", "Be brief.")]}, "hold no turn"),
     "begins with the assistant": ({"messages": [ANSWER]}, "messages[0] is from assistant where user must speak"),
@@ -76,7 +77,7 @@ BROKEN_SFT = {
         {"messages": [message("system"), message("system"), message(), ANSWER]},
         "messages[1] is from system",
     ),
-    "tools beside": ({**chat("hi", "hello"), "tools": [{"name": "f"}]}, "no column 'tools' beside messages"),
+    "tools beside": ({**chat("hi", "hello"), "tools": [{"nam": "f"}]}, "tools[0]: expected a function"),
     "system beside": ({**chat("hi", "hello"), "system": "Be brief."}, "no column 'system' beside messages"),
 }
 BROKEN_PT = {
@@ -176,13 +177,20 @@ def test_a_value_that_looks_like_a_placeholder_is_left_alone(tmp_path):
 
 def test_a_placeholder_without_a_value_is_a_problem(tmp_path):
     path = write(
-        tmp_path / "rows.jsonl", chat("hi", "hello"), chat("who?", "{{NAME}}"), chat("and?", "{{NAME}} {{AUTHOR}}")
+        tmp_path / "rows.jsonl",
+        chat("hi", "hello"),
+        chat("who?", "{{NAME}}"),
+        chat("a?", "{{NAME}}"),
+        chat("b?", "{{AUTHOR}}"),
     )
-    problems = data_problems(DataConfig(dataset=(str(path),), system="You are {{ AUTHOR }}."), "sft")
+    problems = data_problems(DataConfig(dataset=(str(path),)), "sft")
     assert [str(problem) for problem in problems] == [
-        f"{path}: 1 rows hold {{{{AUTHOR}}}} (first: line 3): expected data.model_author to be set, found nothing",
+        f"{path}: 1 rows hold {{{{AUTHOR}}}} (first: line 4): expected data.model_author to be set, found nothing",
         f"{path}: 2 rows hold {{{{NAME}}}} (first: line 2): expected data.model_name to be set, found nothing",
-        "data.system holds {{AUTHOR}}: expected data.model_author to be set",
+    ]
+    config = DataConfig(dataset=(str(path), str(path)), system="You are {{ AUTHOR }}.", model_name="bot")
+    assert [str(problem) for problem in data_problems(config, "sft")] == [
+        "data.system holds {{AUTHOR}}: expected data.model_author to be set"
     ]
 
 
@@ -237,6 +245,6 @@ def test_other_files_of_a_run(tmp_path):
 
 def test_reading_rows_needs_neither_torch_nor_transformers():
     code = (
-        "import sys, mcore.data.rows; print(sorted({'torch', 'transformers', 'numpy', 'megatron'} & set(sys.modules)))"
+        "import sys, mcore.data.load; print(sorted({'torch', 'transformers', 'numpy', 'megatron'} & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

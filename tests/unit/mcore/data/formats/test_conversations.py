@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mcore.data.rows import read_file
+from mcore.data.load import read_file
 
 ASKED = [("user", "Hello?"), ("assistant", "Hello.")]
 SYSTEM = ("system", "Be short.")
@@ -55,7 +55,7 @@ def test_shapes(tmp_path: Path, row: dict[str, Any], messages: list[tuple[str, s
         ({"conversations": [{**TURNS[0], "weight": 0}, TURNS[1]]}, "no key but role and content"),
         ({"conversations": [TURNS[0], {"from": "function_call", "value": "{}"}]}, "messages[1].role"),
         ({"conversations": [{"from": 1, "value": "x"}]}, "messages[0].role"),
-        ({"conversations": TURNS, "tools": "[]"}, "no column 'tools'"),
+        ({"conversations": TURNS, "tools": "[1]"}, "tools[0]: expected a function"),
         ({"conversations": TURNS, "system": ["x"]}, "messages[0].content"),
         ({"instruction": "Add.", "input": 3, "output": "2"}, "an input that is int"),
         ({"instruction": "Add.", "input": "1 1", "output": ""}, "messages[1].content: is empty"),

@@ -1,0 +1,133 @@
+"""An entry of `data.dataset`, opened: how many rows it has, and any range of them, in flat memory.
+
+    source = open_source("rows.jsonl", config)
+    for row in read(source, "sft", 0, source.num_rows):
+        ...                                       # a Row, or a Dropped that says why it is none
+
+Row `i` of a source is always the same row, and `read` gives exactly one item for each number of its range, so that
+ranges may be read anywhere, by any number of processes: a `Source` is small and travels by pickle.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from configs.schema.data import DataConfig
+from configs.schema.placeholders import FIELD_OF, placeholder_values, placeholders_in
+from mcore.data.formats.row import to_row
+from mcore.data.rows import Dropped, Method, Row, RowError, raise_problems
+from mcore.data.sampling import DatasetSpec, parse_spec
+from mcore.data.sources import lines
+from mcore.errors import DataError, Problem
+
+NO_VALUE = {name: f"no_{field_name.partition('.')[2]}" for name, field_name in FIELD_OF.items()}
+"""Reasons of rows with a placeholder that the run has no value for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file of a source, and what its reader needs to begin anywhere in it."""
+
+    path: Path
+    num_rows: int
+    starts: array[int] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where rows of one entry are, and what of the run goes into each.
+
+    Attributes:
+        name: The entry without `#N`.
+        spec: The entry, taken apart; `spec.num_rows` is how many rows the run wants of it.
+        parts: Its files in the order of their rows.
+        values: What fills placeholders, by their names.
+        system: The system message of conversations that have none.
+    """
+
+    name: str
+    spec: DatasetSpec
+    parts: tuple[Part, ...]
+    values: Mapping[str, str]
+    system: str | None
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are, broken ones among them."""
+        return sum(part.num_rows for part in self.parts)
+
+
+def open_source(entry: str, config: DataConfig) -> Source:
+    """The source of an entry of `data.dataset`.
+
+    Args:
+        entry: As the run names it, with or without `#N`.
+        config: Gives placeholders and the system message; its own entries are not read.
+
+    Raises:
+        DataError: The entry is wrong, or what it names is missing, unreachable, empty, or of no known kind.
+    """
+    spec = parse_spec(entry)
+    if not isinstance(spec, DatasetSpec):
+        raise DataError("the data can't be used", [Problem(repr(entry), found=spec)])
+    try:
+        num_rows, starts = lines.index(spec.path)
+    except OSError as exc:
+        problem = Problem(str(spec.path), "a jsonl file", exc.strerror or type(exc).__name__)
+        raise DataError("the data can't be used", [problem]) from exc
+    if not num_rows:
+        raise DataError("the data can't be used", [Problem(str(spec.path), "at least one row", "an empty file")])
+    values = placeholder_values(config.model_name, config.model_author)
+    raise_problems("the data can't be used", _system_problems(config.system or "", values))
+    return Source(str(spec.path), spec, (Part(spec.path, num_rows, starts),), values, config.system)
+
+
+def _system_problems(system: str, values: Mapping[str, str]) -> list[Problem]:
+    return [
+        Problem(f"data.system holds {{{{{name}}}}}", f"{FIELD_OF[name]} to be set")
+        for name in sorted(placeholders_in(system) - values.keys())
+    ]
+
+
+def read(source: Source, method: Method, start: int = 0, stop: int | None = None) -> Iterator[Row | Dropped]:
+    """Rows `start` to `stop` of a source, checked and filled, one item for each number.
+
+    Args:
+        source: What `open_source` found.
+        method: What the rows are for.
+        start: The first row, from 0.
+        stop: The row behind the last; None is the end.
+    """
+    for place, data in _records(source, start, source.num_rows if stop is None else min(stop, source.num_rows)):
+        if isinstance(data, RowError):
+            yield data.dropped(place)
+            continue
+        row = to_row(data, method, place)
+        yield row if isinstance(row, Dropped) else _filled(row, source)
+
+
+def _records(source: Source, start: int, stop: int) -> Iterator[tuple[str, Any]]:
+    """Place and content of rows `start` to `stop`."""
+    first = [0, *accumulate(part.num_rows for part in source.parts)]
+    index = bisect_right(first, start) - 1
+    while start < stop:
+        part, begin = source.parts[index], start - first[index]
+        end = min(part.num_rows, stop - first[index])
+        for number, data in enumerate(lines.records(part.path, part.starts, begin, end), start=begin):
+            yield f"{part.path}:{number + 1}", data
+        start, index = first[index + 1], index + 1
+
+
+def _filled(row: Row, source: Source) -> Row | Dropped:
+    missing = sorted(row.placeholders() - source.values.keys())
+    if missing:
+        name = missing[0]
+        problem = Problem(f"{row.place}: {{{{{name}}}}}", f"{FIELD_OF[name]} to be set", "nothing")
+        return Dropped(NO_VALUE[name], problem, row.place)
+    return row.with_system(source.system).filled(source.values)
