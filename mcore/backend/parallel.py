@@ -46,7 +46,7 @@ def start(layout: Layout, *, seed: int = 1234, timeout_s: float = DEFAULT_TIMEOU
 
     from megatron.core import parallel_state
 
-    parallel_state.destroy_model_parallel()
+    _leave_groups()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor_model_parallel_size,
         pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
@@ -57,6 +57,16 @@ def start(layout: Layout, *, seed: int = 1234, timeout_s: float = DEFAULT_TIMEOU
         distributed_timeout_minutes=max(1, round(timeout_s / 60)),
     )
     set_seed(seed)
+
+
+def _leave_groups() -> None:
+    """Leave the groups of an earlier layout. megatron-core only forgets them, and each gloo group keeps its threads."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    for group in list(dist.distributed_c10d._world.pg_map):
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)
 
 
 def stop() -> None:

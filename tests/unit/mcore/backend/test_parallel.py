@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -17,6 +18,13 @@ def test_one_process_needs_no_torchrun_and_may_start_again() -> None:
             assert dist.get_world_size() == parallel_state.get_tensor_model_parallel_world_size() == 1
         assert not dist.is_initialized() and not parallel_state.model_parallel_is_initialized()
     stop()  # nothing to leave, and no complaint
+
+
+def test_a_layout_leaves_the_groups_of_the_one_before() -> None:
+    with parallel_processes(Layout()):
+        threads = psutil.Process().num_threads()
+        start(Layout())
+        assert psutil.Process().num_threads() == threads
 
 
 def test_groups_are_left_when_the_block_raises() -> None:
