@@ -126,13 +126,16 @@ def _message(value: Any, where: str) -> Message:
         raise RowError("no_content", f"{where}.content", "this key", "none")
     content = "" if content is None and calls else content
     thought = said.get("reasoning_content")
+    loss, loss_scale = _loss(said, where)
     return Message(
         role,
         check_text(content, f"{where}.content", may_be_empty=bool(calls) or role == "tool"),
         check_text(thought, f"{where}.reasoning_content", may_be_empty=True) if thought is not None else None,
         calls,
-        *_loss(said, where),
-        *(_optional_text(said, key, where) for key in ("name", "tool_call_id")),
+        loss,
+        loss_scale,
+        name=_optional_text(said, "name", where),
+        tool_call_id=_optional_text(said, "tool_call_id", where),
     )  # fmt: skip
 
 

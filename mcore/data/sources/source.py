@@ -10,12 +10,10 @@ ranges may be read anywhere, by any number of processes: a `Source` is small and
 
 from __future__ import annotations
 
-from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 from configs.schema.data import DataConfig
@@ -23,20 +21,11 @@ from configs.schema.placeholders import FIELD_OF, placeholder_values, placeholde
 from mcore.data.formats.row import to_row
 from mcore.data.rows import Dropped, Method, Row, RowError, raise_problems
 from mcore.data.sampling import DatasetSpec, parse_spec
-from mcore.data.sources import lines
+from mcore.data.sources.files import Part, files_of, open_file
 from mcore.errors import DataError, Problem
 
 NO_VALUE = {name: f"no_{field_name.partition('.')[2]}" for name, field_name in FIELD_OF.items()}
 """Reasons of rows with a placeholder that the run has no value for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One file of a source, and what its reader needs to begin anywhere in it."""
-
-    path: Path
-    num_rows: int
-    starts: array[int] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +65,17 @@ def open_source(entry: str, config: DataConfig) -> Source:
     spec = parse_spec(entry)
     if not isinstance(spec, DatasetSpec):
         raise DataError("the data can't be used", [Problem(repr(entry), found=spec)])
-    try:
-        num_rows, starts = lines.index(spec.path)
-    except OSError as exc:
-        problem = Problem(str(spec.path), "a jsonl file", exc.strerror or type(exc).__name__)
-        raise DataError("the data can't be used", [problem]) from exc
-    if not num_rows:
-        raise DataError("the data can't be used", [Problem(str(spec.path), "at least one row", "an empty file")])
+    problems: list[Problem] = []
+    parts = []
+    for path in files_of(spec.path):
+        try:
+            parts.append(open_file(path, str(path)))
+        except DataError as exc:
+            problems += exc.problems
+    raise_problems("the data can't be used", problems)
     values = placeholder_values(config.model_name, config.model_author)
     raise_problems("the data can't be used", _system_problems(config.system or "", values))
-    return Source(str(spec.path), spec, (Part(spec.path, num_rows, starts),), values, config.system)
+    return Source(str(spec.path), spec, tuple(parts), values, config.system)
 
 
 def _system_problems(system: str, values: Mapping[str, str]) -> list[Problem]:
@@ -119,8 +109,7 @@ def _records(source: Source, start: int, stop: int) -> Iterator[tuple[str, Any]]
     while start < stop:
         part, begin = source.parts[index], start - first[index]
         end = min(part.num_rows, stop - first[index])
-        for number, data in enumerate(lines.records(part.path, part.starts, begin, end), start=begin):
-            yield f"{part.path}:{number + 1}", data
+        yield from part.read(begin, end)
         start, index = first[index + 1], index + 1
 
 

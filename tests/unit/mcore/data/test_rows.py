@@ -110,7 +110,7 @@ def test_all_problems_of_all_files_come_at_once(tmp_path):
     one = write(tmp_path / "one.jsonl", *(row for row, _ in BROKEN_SFT.values()))
     two = write(tmp_path / "two.jsonl", chat("hi", ""))
     config = DataConfig(
-        dataset=(str(one), str(two), "gone.jsonl", f"{two}#many"), val_dataset=(str(tmp_path),), split_dataset_ratio=0.1
+        dataset=(str(one), str(two), "gone.jsonl", f"{two}#many"), val_dataset=("gone",), split_dataset_ratio=0.1
     )
     with pytest.raises(DataError) as caught:
         load_rows(config, "sft")
@@ -121,7 +121,7 @@ def test_all_problems_of_all_files_come_at_once(tmp_path):
     assert f"{two}:1: messages[1].content: is empty" in text
     assert "gone.jsonl: expected a jsonl file, found No such file or directory" in text
     assert "data.dataset[3]" in text and "'many' after #" in text
-    assert f"{tmp_path}: expected a jsonl file, found Is a directory" in text
+    assert "gone: expected a file (jsonl, txt, json, csv, parquet" in text
     assert "val_dataset or split_dataset_ratio" in text
 
 
