@@ -27,7 +27,7 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from mcore.errors import ArtifactError, ConfigError, Problem
-from mcore.folders import fsync_folder, fsync_path, remove, remove_unwritten, write_durably
+from mcore.folders import fsync_folder, fsync_path, remove, remove_unwritten, unwritten, write_durably
 from mcore.leases import Lease, OnWait, held
 from mcore.store_names import checked_artifact, checked_file, checked_name
 
@@ -176,6 +176,7 @@ class DigestCache:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{self._path}.lock"):
+            remove_unwritten(self._path.parent)
             merged = self._read() | self._known
             self._known = {name: entry for name, entry in merged.items() if Path(name).exists()}
             write_durably(self._path, json.dumps(self._known))
@@ -428,7 +429,7 @@ def folder_digest(digests: DigestCache, folder: Path, *, patterns: tuple[str, ..
 def publish_link(link: Path, target: Path) -> None:
     """Point a symbolic link at a folder in one step, so that a reader sees the old target or the new one."""
     link.parent.mkdir(parents=True, exist_ok=True)
-    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary = unwritten(link)
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
     temporary.rename(link)

@@ -14,6 +14,11 @@ from mcore.errors import ConfigError, Problem
 _UNWRITTEN = ".unwritten"
 
 
+def unwritten(path: Path) -> Path:
+    """Where something small is made before it takes its name in one step; a kill leaves it to `remove_unwritten`."""
+    return path.with_name(f".{path.name}.{os.getpid()}{_UNWRITTEN}")
+
+
 def fsync_path(path: Path) -> None:
     """Make a file's content, or a folder's entries, durable."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -36,7 +41,7 @@ def write_durably(path: Path, text: str) -> None:
 
     What a kill leaves beside it is a hidden file, for `remove_unwritten`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{_UNWRITTEN}")
+    temporary = unwritten(path)
     try:
         with temporary.open("w") as file:
             file.write(text)
@@ -50,7 +55,7 @@ def write_durably(path: Path, text: str) -> None:
 
 
 def remove_unwritten(folder: Path) -> None:
-    """Clear what kills in the middle of `write_durably` left in a folder that nobody writes to now."""
+    """Clear what kills left of what was `unwritten` in a folder that nobody writes to now."""
     for left in folder.glob(f".*{_UNWRITTEN}"):
         left.unlink(missing_ok=True)
 

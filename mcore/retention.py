@@ -78,7 +78,7 @@ def holdings(store: Store, *, keep_last: int) -> list[Holding]:
         found.append(Holding(folder, kind, key, _num_bytes(folder), manifest.created if manifest else "", why))
     unfinished = {stage.artifact: record.name for record in newest for stage in record.stages}
     for folder in sorted(store.root.glob(".partial/*")):
-        kind, _, rest = folder.name.partition("-")
+        kind, _, rest = folder.name.removeprefix(".").partition("-")  # `.convert-….partial` is of a killed command
         key = rest.partition(".")[0]
         why = f"run {unfinished[f'{kind}/{key}']} would go on from it" if f"{kind}/{key}" in unfinished else ""
         why = why or _leased(store, kind, key)

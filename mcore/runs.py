@@ -21,13 +21,16 @@ from typing import Any, Literal
 
 from mcore.artifacts import Manifest, Store
 from mcore.errors import ConfigError
-from mcore.folders import fsync_path, write_durably
+from mcore.folders import fsync_path, remove_unwritten, write_durably
 from mcore.leases import holder
 from mcore.store_names import checked_name
 from mcore.supervise.claims import Claim
 
 RECORD = "run.json"
 HISTORY = "history.jsonl"
+ROOM = ".room"
+ROOM_BYTES = 64 * 1024
+"""Room that a run takes when it starts and gives back when it ends, so that it can tell how on a full disk."""
 LINK = "model"
 """Name of the link in a run's folder to the model that it published."""
 
@@ -130,16 +133,20 @@ def begin(store: Store, record: RunRecord) -> None:
     folder = store.run_dir(record.name)
     with store.lock(*REGISTER_LOCK):
         folder.mkdir(parents=True, exist_ok=True)
+        remove_unwritten(folder)
         before = read_record(store, record.name)
         if before is not None:
             lost = before.state == "running"  # or it would have said how it ended
             _append(folder / HISTORY, replace(before, state="lost") if lost else before)
         write_durably(folder / RECORD, record.to_json() + "\n")
+        (folder / ROOM).write_bytes(bytes(ROOM_BYTES))
 
 
 def end(store: Store, record: RunRecord) -> None:
     """Write how the run ended."""
-    write_durably(store.run_dir(record.name) / RECORD, record.to_json() + "\n")
+    folder = store.run_dir(record.name)
+    (folder / ROOM).unlink(missing_ok=True)
+    write_durably(folder / RECORD, record.to_json() + "\n")
 
 
 def _append(path: Path, record: RunRecord) -> None:

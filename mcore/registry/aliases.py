@@ -20,7 +20,7 @@ from typing import Literal, get_args
 from configs.schema.promote import MODEL_NAME, Alias
 from mcore.artifacts import Store, publish_link
 from mcore.errors import ConfigError, Problem
-from mcore.folders import fsync_path
+from mcore.folders import fsync_path, remove_unwritten
 from mcore.registry.release import Release
 from mcore.runs import REGISTER_LOCK, now
 
@@ -131,6 +131,7 @@ class Registry:
             self._append(
                 Move(now(), alias, action, before, release.id, artifact, content, user_name(), reason, run)
             )  # fmt: skip
+            remove_unwritten(self.folder)
             publish_link(self.link(alias), self.release_folder(release.id))
 
     def history(self) -> list[Move]:

@@ -32,6 +32,8 @@ from mcore.supervise.processes import ProcessId
 HELD, FREE, BEAT, WORK, ENDING = ".held", ".free", ".beat", ".work", ".ending"
 CLAIMS, WORKS = (HELD, FREE), (WORK, ENDING)
 WAITS = "waits-"
+LEFT_AFTER_S = 3600.0
+"""Seconds after which a file that never took its name was left by a kill; nobody takes so long over one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,11 +220,15 @@ def works(folder: Path) -> list[Work]:
 
 
 def forget(folder: Path, below: int) -> None:
-    """Delete what earlier tokens left, but for those that somebody may still work for."""
+    """Delete what earlier tokens left, but for those that somebody may still work for, and what kills left unnamed."""
     at_work = {work.token for work in works(folder)}
     for token, suffix in numbered(folder, *CLAIMS, *WORKS, BEAT, ".told"):
         if token < below and token not in at_work:
             path_of(folder, token, suffix).unlink(missing_ok=True)
+    for path in folder.glob(".*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > LEFT_AFTER_S:
+                path.unlink(missing_ok=True)
 
 
 def waiting(folder: Path) -> Iterator[tuple[Path, ProcessId]]:

@@ -17,8 +17,8 @@ import os
 import platform
 import signal
 import subprocess
-import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -291,5 +291,7 @@ def _wake_up(number: int, frame: FrameType | None) -> None:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"[supervisor] {text}\n")
-    sys.stderr.flush()
+    # On a full disk the command goes on, and is ended as it should be. Unbuffered: what could not be written would be
+    # tried again at this process's end, and fail its exit status.
+    with suppress(OSError):
+        os.write(2, f"[supervisor] {text}\n".encode())

@@ -267,6 +267,7 @@ def test_a_crash_at_any_instant_leaves_the_artifact_whole_or_not_there(tmp_path:
             write_partial(after, FILES | {"new": b"new"})  # the same command again
             commit(after)
             assert after.status(KIND, KEY, fresh=True).state == "valid"
+            assert not list(store.root.rglob(".*.unwritten"))
         if came_through:
             assert event_number > 5
             return

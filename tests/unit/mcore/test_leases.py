@@ -118,6 +118,17 @@ def test_kill_9_of_one_who_waits_is_forgotten(folder: Path) -> None:
         pass
 
 
+def test_what_a_kill_left_unnamed_goes_when_nobody_can_want_it_any_more(folder: Path) -> None:
+    with held(folder):
+        pass
+    old, new = folder / ".old", folder / ".new"
+    for path in (old, new):
+        path.write_text("{")
+    os.utime(old, (0, time.time() - 2 * claims.LEFT_AFTER_S))
+    with held(folder):
+        assert not old.exists() and new.exists(), "the new one may be about to be linked"
+
+
 def test_what_failed_is_told_to_who_takes_it_next(folder: Path) -> None:
     with pytest.raises(ArtifactError), held(folder):
         raise ArtifactError("the disk is full", ["/store"])

@@ -135,6 +135,19 @@ def test_what_has_no_manifest_goes_and_the_rest_of_a_killed_collection_too(raw: 
     assert [one.path.name for one in gone] == ["broken"] and not list((store.root / TRASH).iterdir())
 
 
+def test_what_a_killed_command_left_of_its_output_goes_unless_a_run_would_go_on(raw: dict[str, Any]) -> None:
+    checked = checked_run(raw)
+    finish(checked, "stopped", until="export")
+    store = Store("store")
+    (plan,) = [plan for plan in checked.stages if plan.name == "export"]
+    left = store.root / ".partial" / f".export-{plan.key}.partial"
+    other = store.root / ".partial" / ".convert-0123456789abcdef0123.partial"
+    for folder in (left, other):
+        folder.mkdir(parents=True)
+    gone, _ = collect(store, keep_last=0)
+    assert [one.path for one in gone] == [other] and left.exists() and not other.exists()
+
+
 KILLED = """
 import os, signal, sys
 from mcore import retention

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from mcore.artifacts import Manifest, Store, publish_link
+from mcore.folders import unwritten
 from mcore.runs import (
+    ROOM,
     Failure,
     RunRecord,
     StageRecord,
@@ -97,6 +99,17 @@ def test_attempts_become_history_and_one_that_was_killed_is_lost(store: Store) -
         assert [one.state for one in history(store, "a")] == ["done", "lost", "running"]
     assert [one.state for one in history(store, "a")] == ["done", "lost", "lost"]
     assert history(store, "b") == []
+
+
+def test_what_a_kill_left_of_a_record_or_a_link_goes_when_the_run_starts_again(store: Store) -> None:
+    begin(store, record())
+    folder = store.run_dir("a")
+    unwritten(folder / "run.json").write_text("{")
+    unwritten(folder / "model").symlink_to("nowhere")
+    begin(store, record())
+    assert {path.name for path in folder.iterdir()} == {"run.json", "history.jsonl", ROOM}
+    end(store, record(state="done"))
+    assert {path.name for path in folder.iterdir()} == {"run.json", "history.jsonl"}
 
 
 def test_under_way_is_what_holds_the_lock_and_nothing_is_written_to_see_it(store: Store) -> None:
