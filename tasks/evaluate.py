@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from configs.schema.evaluate import EvaluateConfig
+from configs.schema.placeholders import in_language
 from configs.schema.run import RunConfig
 from mcore.artifacts import ArtifactRef
 from tasks.stage import Job, stage
@@ -38,6 +39,6 @@ def _evaluate(job: Job, model: ArtifactRef, adapter: ArtifactRef | None = None) 
         "--max-model-len", wanted.max_model_len,
         "--max-tokens", wanted.max_tokens,
         "--tensor-parallel-size", wanted.tensor_parallel_size,
-        "--model-name", data.model_name, "--model-author", data.model_author, *system,
+        "--model-name", in_language(data.model_name), "--model-author", in_language(data.model_author), *system,
         num_devices=wanted.tensor_parallel_size,
     )  # fmt: skip

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from configs.schema.run import RunConfig
 from mcore.artifacts import Store, digest_of, folder_digest
 from mcore.data.sampling import parse_spec
+from mcore.data.sources.identity import content_digest
 
 if TYPE_CHECKING:
     from mcore.sources.resolve import ResolvedSource
@@ -41,7 +42,9 @@ _EVALUATION = (
     "data.system",
 )
 
-FILE_FIELDS = frozenset({"data.dataset", "data.val_dataset", "evaluate.suite", "evaluate.perplexity_dataset"})
+FILE_FIELDS = frozenset(
+    {"data.dataset", "data.val_dataset", "data.adapter", "evaluate.suite", "evaluate.perplexity_dataset"}
+)
 """Fields that name files: their content goes into the key, their place does not."""
 
 WITHOUT_EFFECT = frozenset({"train.async_save", "train.exit_duration_in_mins", "train.accept_changed_data"})
@@ -198,7 +201,7 @@ def _ingredient(run: RunConfig, name: str, store: Store) -> Any:
     value = getattr(run, group).model_dump(mode="json")[field_name]
     if name == ADAPTER_FIELD and value is not None:
         return digest_of(folder_digest(store.digests, Path(value), patterns=ADAPTER_FILES))
-    if name not in FILE_FIELDS:
+    if name not in FILE_FIELDS or value is None:
         return value
     if isinstance(value, str):
         return store.digests.digest(Path(value))
@@ -206,8 +209,8 @@ def _ingredient(run: RunConfig, name: str, store: Store) -> Any:
 
 
 def _dataset_ingredient(entry: str, store: Store) -> str:
-    """`path#N` with the file's digest in place of its path."""
+    """The entry with the digest of its source's content in place of its name."""
     spec = parse_spec(entry)
     assert not isinstance(spec, str), f"{entry}: {spec}; preflight should have said so"
-    digest = store.digests.digest(spec.path)
+    digest = content_digest(spec, store.digests)
     return digest if spec.num_rows is None else f"{digest}#{spec.num_rows}"

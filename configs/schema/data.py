@@ -6,10 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from configs.schema.base import StrictModel
+from configs.schema.placeholders import Names
+from configs.schema.sources import SourceFields
 
 
-class DataConfig(StrictModel):
+class DataConfig(SourceFields):
     """Training and validation data. Field names are those of Megatron-SWIFT where the meaning is the same."""
 
     dataset: tuple[str, ...]
@@ -24,10 +25,10 @@ class DataConfig(StrictModel):
     """Tokens: the longest sample."""
     truncation_strategy: Literal["raise", "delete", "right"] = "raise"
     """What happens to a longer sample: an error before training, left out (and counted), or cut at the end."""
-    model_name: str = ""
-    """Fills the placeholder `{{NAME}}` in the rows."""
-    model_author: str = ""
-    """Fills the placeholder `{{AUTHOR}}` in the rows."""
+    model_name: Names = ""
+    """Fills the placeholder `{{NAME}}` in the rows; two values fill those tagged `zh` and `en`, in this order."""
+    model_author: Names = ""
+    """Fills the placeholder `{{AUTHOR}}` in the rows; one value or two, as `model_name`."""
     system: str | None = None
     """System message put before conversations that have none; without it the chat template's own default stands."""
     dataset_shuffle: bool = True

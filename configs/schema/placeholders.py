@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 FIELD_OF = {"NAME": "data.model_name", "AUTHOR": "data.model_author"}
 """The field of a run that fills each placeholder."""
@@ -13,9 +14,22 @@ OPTION_OF = {"NAME": "--model-name", "AUTHOR": "--model-author"}
 _PLACEHOLDER = re.compile(r"\{\{\s*(NAME|AUTHOR)\s*\}\}")
 
 
-def placeholder_values(model_name: str, model_author: str) -> dict[str, str]:
-    """The values of a run by placeholder; what the run leaves empty is left out."""
-    values = {"NAME": model_name, "AUTHOR": model_author}
+Names = str | tuple[str, str]
+"""One value for all rows, or one for those in Chinese and one for all others."""
+
+
+def in_language(value: Names, language: Literal["zh", "en"] | None = None) -> str:
+    """The value for rows of a language; without one, of two the second."""
+    if isinstance(value, str):
+        return value
+    return value[0] if language == "zh" else value[1]
+
+
+def placeholder_values(
+    model_name: Names, model_author: Names, language: Literal["zh", "en"] | None = None
+) -> dict[str, str]:
+    """The values of a run by placeholder, for rows of a language; what the run leaves empty is left out."""
+    values = {"NAME": in_language(model_name, language), "AUTHOR": in_language(model_author, language)}
     return {name: value for name, value in values.items() if value}
 
 

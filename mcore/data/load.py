@@ -5,7 +5,6 @@ For data that fits into memory, and for the look at it before a run; `mcore.data
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,18 +19,25 @@ from mcore.errors import DataError, Problem
 def load_rows(config: DataConfig, method: Method) -> tuple[list[Row], list[Row]]:
     """Training and validation rows of a run, checked, filled, drawn and split.
 
-    Training rows come in the order of the files; the order of training is made later (`mcore.data.dataset`).
+    Training rows come in the order of the files; the order of training is made later (`mcore.data.dataset`). Broken
+    rows are left out if `data.max_dropped_rows` allows for all of them; rows that lack a value are never left out,
+    because the run's file is wrong then, and not the rows.
 
     Raises:
         DataError: Everything that is wrong with any file or row of the run.
     """
     problems: list[Problem] = []
+    lost: list[Dropped] = []
     if not config.dataset:
         problems.append(Problem("data.dataset", "at least one file", "none"))
     if config.val_dataset and config.split_dataset_ratio:
         problems.append(Problem("data", "val_dataset or split_dataset_ratio", "both", "Leave one of them out."))
-    train = _read_specs(config.dataset, config, method, "data.dataset", problems)
-    validation = _read_specs(config.val_dataset, config, method, "data.val_dataset", problems)
+    train = _read_specs(config.dataset, config, method, "data.dataset", problems, lost)
+    validation = _read_specs(config.val_dataset, config, method, "data.val_dataset", problems, lost)
+    if len(lost) > config.max_dropped_rows:
+        problems += [item.problem for item in lost]
+        if config.max_dropped_rows:
+            problems.insert(0, over_budget(len(lost), config))
     if config.split_dataset_ratio and not problems:
         train, validation = split(
             train, config.split_dataset_ratio, seed=config.data_seed, shuffle=config.dataset_shuffle
@@ -57,7 +63,9 @@ def load_files(specs: Iterable[str], config: DataConfig, method: Method, what: s
         DataError: Everything that is wrong with any of them.
     """
     problems: list[Problem] = []
-    rows = _read_specs(specs, config, method, what, problems)
+    lost: list[Dropped] = []
+    rows = _read_specs(specs, config, method, what, problems, lost)
+    problems += [item.problem for item in lost]
     raise_problems("the data can't be used", problems)
     return rows
 
@@ -72,6 +80,12 @@ def read_file(path: Path, method: Method) -> tuple[list[Row], list[Problem]]:
     return rows, [item.problem for item in dropped]
 
 
+def over_budget(num_dropped: int, config: DataConfig) -> Problem:
+    """More rows would be left out than the run allows."""
+    expected = f"at most {config.max_dropped_rows} rows left out (data.max_dropped_rows)"
+    return Problem("the run's rows", expected, str(num_dropped), "Mend the rows, or allow for them.")
+
+
 def _read(source: Source, method: Method) -> tuple[list[Row], list[Dropped]]:
     rows: list[Row] = []
     dropped: list[Dropped] = []
@@ -84,8 +98,14 @@ def _read(source: Source, method: Method) -> tuple[list[Row], list[Dropped]]:
 
 
 def _read_specs(
-    specs: Iterable[str], config: DataConfig, method: Method, what: str, problems: list[Problem]
+    specs: Iterable[str],
+    config: DataConfig,
+    method: Method,
+    what: str,
+    problems: list[Problem],
+    lost: list[Dropped],
 ) -> list[Row]:
+    """Rows of the specs; what is wrong with sources and placeholders goes to `problems`, broken rows to `lost`."""
     sources: dict[str, list[Row]] = {}
     drawn: list[Row] = []
     for index, text in enumerate(specs):
@@ -96,9 +116,9 @@ def _read_specs(
             continue
         if source.name not in sources:  # a file that is named twice is read and reported once
             rows, dropped = _read(source, method)
-            found = _listed(source, dropped)
-            problems += found
-            sources[source.name] = [] if found else rows
+            problems += _without_value(source, dropped)
+            lost += [item for item in dropped if item.reason not in NO_VALUE.values()]
+            sources[source.name] = rows
         if sources[source.name]:
             key = f"{config.data_seed}:{what}:{index}"
             drawn += sample(sources[source.name], source.spec.num_rows, key=key, shuffle=config.dataset_shuffle)
@@ -111,19 +131,15 @@ def _once(error: DataError, where: str, problems: list[Problem]) -> list[Problem
     return [problem for problem in found if problem not in problems]
 
 
-def _listed(source: Source, dropped: list[Dropped]) -> list[Problem]:
-    """A problem a row, and one for all rows that lack the same value."""
-    places: dict[str, list[str]] = defaultdict(list)
-    for item in dropped:
-        places[item.reason].append(item.place)
-    problems = [item.problem for item in dropped if item.reason not in NO_VALUE.values()]
+def _without_value(source: Source, dropped: list[Dropped]) -> list[Problem]:
+    """A problem for all rows that lack the same value."""
+    problems = []
     for name, reason in sorted(NO_VALUE.items()):
-        if found := places[reason]:
-            problems.append(
-                Problem(
-                    f"{source.name}: {len(found)} rows hold {{{{{name}}}}} (first: line {found[0].rpartition(':')[2]})",
-                    f"{FIELD_OF[name]} to be set",
-                    "nothing",
-                )
-            )
+        if found := [item.place for item in dropped if item.reason == reason]:
+            subject = f"{source.name}: {len(found)} rows hold {{{{{name}}}}} (first: line {_number(found[0])})"
+            problems.append(Problem(subject, f"{FIELD_OF[name]} to be set", "nothing"))
     return problems
+
+
+def _number(place: str) -> str:
+    return place.replace("#", ":").rpartition(":")[2]

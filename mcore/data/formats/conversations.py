@@ -1,24 +1,26 @@
-"""Rows of other shapes as `messages`: ShareGPT, Alpaca, and query/response/history.
+"""Rows of other shapes as `messages`: ShareGPT, Alpaca, query/response/history, and prompt/completion.
 
 The shape is found by its columns. Columns that a shape does not use stay beside `messages`, so that the check of rows
 (`mcore.data.formats.row`) judges them like any other; nothing is repaired, and a row of no shape or two is named.
 
-Source: column names as Megatron-SWIFT 4.6 and LLaMA-Factory document them.
+Source: column names as Megatron-SWIFT 4.6, LLaMA-Factory and TRL document them.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from mcore.data.formats.tool_turns import join_tool_turns
 from mcore.data.rows import RowError
 
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "function_call": "tool_call", "observation": "tool"}
 """Names of speakers in ShareGPT rows that have another name in `messages`; others are taken as they are."""
 
 COLUMNS = {
     "ShareGPT": ("conversations",),
     "Alpaca": ("instruction", "output"),
     "query/response": ("query", "response"),
+    "prompt/completion": ("prompt", "completion"),
 }
 """The columns by which a shape is known."""
 
@@ -30,7 +32,8 @@ def to_messages(data: dict[str, Any]) -> dict[str, Any]:
         RowError: The columns are those of two shapes, or what they hold is not of the shape.
     """
     if "messages" in data:
-        return data
+        messages = data["messages"]
+        return {**data, "messages": join_tool_turns(messages)} if isinstance(messages, list) else data
     found = [name for name, columns in COLUMNS.items() if all(column in data for column in columns)]
     if not found:
         return data
@@ -38,9 +41,28 @@ def to_messages(data: dict[str, Any]) -> dict[str, Any]:
         raise _misshapen("ambiguous_shape", f"columns of {' and of '.join(found)}")
     rest = dict(data)
     system = rest.pop("system", None) or ""
-    messages = _sharegpt(rest) if found[0] == "ShareGPT" else _turns(rest, *COLUMNS[found[0]])
+    if found[0] == "ShareGPT":
+        messages = join_tool_turns(_sharegpt(rest))
+    elif found[0] == "prompt/completion":
+        asked = as_messages(rest.pop("prompt"), "user", "prompt")
+        messages = [*asked, *as_messages(rest.pop("completion"), "assistant", "completion")]
+    else:
+        messages = _turns(rest, *COLUMNS[found[0]])
     first = [{"role": "system", "content": system}] if system != "" else []
     return {**rest, "messages": [*first, *messages]}
+
+
+def as_messages(value: Any, role: str, name: str) -> list[Any]:
+    """A column that holds one speaker's text, or messages.
+
+    Raises:
+        RowError: It holds neither.
+    """
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    if isinstance(value, list):
+        return join_tool_turns(value)
+    raise _misshapen("bad_shape", f"{name} that is {type(value).__name__}, neither text nor messages")
 
 
 def _sharegpt(rest: dict[str, Any]) -> list[dict[str, Any]]:

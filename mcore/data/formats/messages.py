@@ -141,8 +141,8 @@ def _message(value: Any, where: str) -> Message:
 
 def _named(keys: set[str]) -> str:
     first = [key for key in ("role", "content") if key in keys]
-    *most, last = [*first, *sorted(keys - set(first))]
-    return f"{', '.join(most)} and {last}"
+    names = [*first, *sorted(keys - set(first))]
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _loss(said: dict[str, Any], where: str) -> tuple[bool | None, float | None]:

@@ -14,10 +14,14 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+from configs.schema.adapter import Adapter, load_adapter
 from configs.schema.data import DataConfig
+from configs.schema.load import RunFileError
 from configs.schema.placeholders import FIELD_OF, placeholder_values, placeholders_in
+from mcore.data.formats.adapt import adapt
 from mcore.data.formats.row import to_row
 from mcore.data.rows import Dropped, Method, Row, RowError, raise_problems
 from mcore.data.sampling import DatasetSpec, parse_spec
@@ -28,6 +32,9 @@ NO_VALUE = {name: f"no_{field_name.partition('.')[2]}" for name, field_name in F
 """Reasons of rows with a placeholder that the run has no value for."""
 
 
+LANGUAGES: tuple[Literal["zh"] | None, ...] = ("zh", None)
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where rows of one entry are, and what of the run goes into each.
@@ -36,15 +43,17 @@ class Source:
         name: The entry without `#N`.
         spec: The entry, taken apart; `spec.num_rows` is how many rows the run wants of it.
         parts: Its files in the order of their rows.
-        values: What fills placeholders, by their names.
+        values: What fills placeholders, by their names: of rows in Chinese, and of all others.
         system: The system message of conversations that have none.
+        adapter: What columns and values of its rows are called here.
     """
 
     name: str
     spec: DatasetSpec
     parts: tuple[Part, ...]
-    values: Mapping[str, str]
+    values: Mapping[Literal["zh"] | None, Mapping[str, str]]
     system: str | None
+    adapter: Adapter
 
     @property
     def num_rows(self) -> int:
@@ -65,7 +74,8 @@ def open_source(entry: str, config: DataConfig) -> Source:
     spec = parse_spec(entry)
     if not isinstance(spec, DatasetSpec):
         raise DataError("the data can't be used", [Problem(repr(entry), found=spec)])
-    problems: list[Problem] = []
+    problems = _system_problems(config)
+    adapter = _adapter(config, problems)
     parts = []
     for path in files_of(spec.path):
         try:
@@ -73,16 +83,28 @@ def open_source(entry: str, config: DataConfig) -> Source:
         except DataError as exc:
             problems += exc.problems
     raise_problems("the data can't be used", problems)
-    values = placeholder_values(config.model_name, config.model_author)
-    raise_problems("the data can't be used", _system_problems(config.system or "", values))
-    return Source(str(spec.path), spec, tuple(parts), values, config.system)
+    values = {name: placeholder_values(config.model_name, config.model_author, name) for name in LANGUAGES}
+    return Source(str(spec.path), spec, tuple(parts), values, config.system, adapter)
 
 
-def _system_problems(system: str, values: Mapping[str, str]) -> list[Problem]:
-    return [
-        Problem(f"data.system holds {{{{{name}}}}}", f"{FIELD_OF[name]} to be set")
-        for name in sorted(placeholders_in(system) - values.keys())
-    ]
+def _system_problems(config: DataConfig) -> list[Problem]:
+    missing = placeholders_in(config.system or "") - placeholder_values(config.model_name, config.model_author).keys()
+    return [Problem(f"data.system holds {{{{{name}}}}}", f"{FIELD_OF[name]} to be set") for name in sorted(missing)]
+
+
+def _adapter(config: DataConfig, problems: list[Problem]) -> Adapter:
+    """What the run's adapter and its own `columns` say together."""
+    if config.adapter is None:
+        return Adapter(columns=config.columns)
+    try:
+        found = load_adapter(Path(config.adapter))
+    except RunFileError as exc:
+        problems += [Problem(f"data.adapter: {config.adapter}: {place}: {what}") for place, what in exc.problems]
+        return Adapter()
+    twice = sorted(found.columns.keys() & config.columns.keys())
+    if twice:
+        problems.append(Problem("data.columns", f"other columns than those of {config.adapter}", ", ".join(twice)))
+    return Adapter(columns={**found.columns, **config.columns}, values=found.values)
 
 
 def read(source: Source, method: Method, start: int = 0, stop: int | None = None) -> Iterator[Row | Dropped]:
@@ -98,7 +120,10 @@ def read(source: Source, method: Method, start: int = 0, stop: int | None = None
         if isinstance(data, RowError):
             yield data.dropped(place)
             continue
-        row = to_row(data, method, place)
+        try:
+            row = to_row(adapt(data, source.adapter) if isinstance(data, dict) else data, method, place)
+        except RowError as exc:
+            row = exc.dropped(place)
         yield row if isinstance(row, Dropped) else _filled(row, source)
 
 
@@ -114,9 +139,11 @@ def _records(source: Source, start: int, stop: int) -> Iterator[tuple[str, Any]]
 
 
 def _filled(row: Row, source: Source) -> Row | Dropped:
-    missing = sorted(row.placeholders() - source.values.keys())
+    row = row.with_system(source.system)
+    values = source.values["zh" if row.language == "zh" else None]
+    missing = sorted(row.placeholders() - values.keys())
     if missing:
         name = missing[0]
         problem = Problem(f"{row.place}: {{{{{name}}}}}", f"{FIELD_OF[name]} to be set", "nothing")
         return Dropped(NO_VALUE[name], problem, row.place)
-    return row.with_system(source.system).filled(source.values)
+    return row.filled(values)

@@ -53,7 +53,10 @@ def test_shapes(tmp_path: Path, row: dict[str, Any], messages: list[tuple[str, s
         ({"conversations": [{"role": "user", "content": "Hello?"}]}, "conversations that are no list"),
         ({"conversations": [{"from": "human", "value": "Hello?"}]}, "the last message must be the assistant's"),
         ({"conversations": [{**TURNS[0], "weight": 0}, TURNS[1]]}, "no key but role and content"),
-        ({"conversations": [TURNS[0], {"from": "function_call", "value": "{}"}]}, "messages[1].role"),
+        (
+            {"conversations": [TURNS[0], {"from": "function_call", "value": "{}"}]},
+            "messages[1].tool_calls[0]: expected a",
+        ),
         ({"conversations": [{"from": 1, "value": "x"}]}, "messages[0].role"),
         ({"conversations": TURNS, "tools": "[1]"}, "tools[0]: expected a function"),
         ({"conversations": TURNS, "system": ["x"]}, "messages[0].content"),

@@ -1,0 +1,18 @@
+"""Fields of `data` that say where rows come from and how they are read."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from configs.schema.base import StrictModel
+
+
+class SourceFields(StrictModel):
+    """Fields that `data` has beside those of templates and preparation."""
+
+    columns: dict[str, str] = Field(default_factory=dict)
+    """New names of columns in all files of the run by their old ones, such as `{question: query}`."""
+    adapter: str | None = None
+    """YAML file with `columns` and `values` (what values of a column mean) of all files of the run: `docs/data.md`."""
+    max_dropped_rows: int = Field(default=0, ge=0)
+    """Broken rows that may be left out of training and validation. With more of them the run ends before training."""
