@@ -9,7 +9,7 @@ QUICK := "not faults and not layouts and not long and not operations and not ui"
 # pip's own settings (an index, a cache, wheels on disk) are respected; nothing here names a host.
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup setup-gpu demo check fmt test test-long test-layouts test-faults test-operations test-gpu test-ui pictures test-postgres clean
+.PHONY: help setup setup-gpu demo check fmt test test-long test-layouts test-faults test-endurance test-operations test-gpu test-ui pictures test-postgres clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -75,7 +75,10 @@ test-layouts: setup  ## every family in every layout, on up to eight processes; 
 	.venv/bin/pytest -m layouts
 
 test-faults: setup  ## kill -9 and damage, at every stage
-	.venv/bin/pytest -m faults
+	.venv/bin/pytest -m "faults and not endurance"
+
+test-endurance: setup  ## the same at sixty moments, in every stage, of every file; takes hours
+	.venv/bin/pytest -m endurance
 
 test-operations: setup  ## unattended nights, secrets, Slurm and Kubernetes, two hosts that are cut off
 	.venv/bin/pytest -m operations
