@@ -8,9 +8,10 @@ from pydantic import Field
 
 from configs.schema.placeholders import Names
 from configs.schema.sources import SourceFields
+from configs.schema.template import TemplateFields
 
 
-class DataConfig(SourceFields):
+class DataConfig(TemplateFields, SourceFields):
     """Training and validation data. Field names are those of Megatron-SWIFT where the meaning is the same."""
 
     dataset: tuple[str, ...]
@@ -23,8 +24,9 @@ class DataConfig(SourceFields):
     """Fraction of the training rows set aside for validation, if `val_dataset` is empty."""
     max_length: int = Field(default=2048, ge=8)
     """Tokens: the longest sample."""
-    truncation_strategy: Literal["raise", "delete", "right"] = "raise"
-    """What happens to a longer sample: an error before training, left out (and counted), or cut at the end."""
+    truncation_strategy: Literal["raise", "delete", "left", "right"] = "raise"
+    """What happens to a longer sample: an error before training, left out (and counted), or cut at its beginning
+    (`left`) or its end (`right`)."""
     model_name: Names = ""
     """Fills the placeholder `{{NAME}}` in the rows; two values fill those tagged `zh` and `en`, in this order."""
     model_author: Names = ""
@@ -35,3 +37,5 @@ class DataConfig(SourceFields):
     """Whether rows are drawn and ordered at random (by `data_seed` and the epoch)."""
     data_seed: int = 42
     """Seed of sampling, splitting and order."""
+    dataset_num_proc: int = Field(default=1, ge=1)
+    """Processes that tokenise the rows. What they make is the same for any number."""

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcore.data.rows import Message, Row
-from mcore.data.template import RENDER_DATE, encode_rows, load_tokenizer
+from mcore.data.template import RENDER_DATE, TemplateOptions, encode_rows, load_tokenizer
 from mcore.errors import DataError
 from tests.unit.mcore.data.tokenizers_for_tests import TEMPLATES, small_tokenizer, write_hf_dir
 
@@ -54,6 +54,12 @@ def mask_by_offsets(row: Row, tokenizer, kind: str) -> tuple[list[int], list[boo
     return encoding["input_ids"][: last + 1], mask[: last + 1]
 
 
+def last_answer_only(ids: list[int], mask: list[bool], tokenizer) -> tuple[list[int], list[bool]]:
+    """Only the last run of trained tokens."""
+    start = max(index for index, trained in enumerate(mask) if trained and not mask[index - 1])
+    return ids, [trained and index >= start for index, trained in enumerate(mask)]
+
+
 @pytest.mark.parametrize("contents", CONVERSATIONS.values(), ids=CONVERSATIONS)
 @pytest.mark.parametrize("kind", TEMPLATES)
 def test_ids_and_mask_equal_an_independent_computation(kind, contents):
@@ -63,6 +69,17 @@ def test_ids_and_mask_equal_an_independent_computation(kind, contents):
     if kind == "brackets" and row.messages[0].role == "system":
         assert not samples and "no system message here" in str(problems[0])
         return
+    if kind == "thinking" and len(contents) > 3:  # thinks before the last answer only: a sample an answer
+        assert (
+            not samples and "the answer as it was given" in str(problems[0]) and "multi_turn: split" in str(problems[0])
+        )
+        samples, problems = encode_rows([row], tokenizer, "sft", options=TemplateOptions(multi_turn="split"))
+        assert not problems
+        parts = [Row(row.messages[: end + 1]) for end, turn in enumerate(row.messages) if turn.role == "assistant"]
+        expected = [last_answer_only(*mask_by_offsets(part, tokenizer, kind), tokenizer) for part in parts]
+        assert [(list(sample.token_ids), list(sample.loss_mask)) for sample in samples] == expected
+        assert {sample.place for sample in samples} == {"rows.jsonl:1"}
+        return
     assert not problems
     assert (list(samples[0].token_ids), list(samples[0].loss_mask)) == mask_by_offsets(row, tokenizer, kind)
 
@@ -70,8 +87,12 @@ def test_ids_and_mask_equal_an_independent_computation(kind, contents):
 @pytest.mark.parametrize("kind", TEMPLATES)
 def test_what_is_trained_is_the_answer_and_the_token_that_ends_it(kind):
     tokenizer = small_tokenizer(kind)
-    samples, _ = encode_rows([conversation("Who are you?", "I am a robot.", "Sure?", "Yes.")], tokenizer, "sft")
-    trained = [token for token, target in zip(samples[0].token_ids, samples[0].loss_mask, strict=True) if target]
+    options = TemplateOptions(multi_turn="split")  # takes effect where thoughts are taken out of earlier turns
+    row = conversation("Who are you?", "I am a robot.", "Sure?", "Yes.")
+    samples, _ = encode_rows([row], tokenizer, "sft", options=options)
+    trained = [
+        token for sample in samples for token, target in zip(sample.token_ids, sample.loss_mask, strict=True) if target
+    ]
     end, between = {
         "chatml": ("<|im_end|>", ""),
         "headers": ("<|eot_id|>", ""),
@@ -79,19 +100,19 @@ def test_what_is_trained_is_the_answer_and_the_token_that_ends_it(kind):
         "thinking": ("<|im_end|>", ""),
     }[kind]
     think = "<think>\n\n</think>\n\n" if kind == "thinking" else ""
-    assert tokenizer.decode(trained) == f"{between}I am a robot.{end}{between}{think}Yes.{end}"
+    assert tokenizer.decode(trained) == f"{between}{think}I am a robot.{end}{between}{think}Yes.{end}"
     assert trained[-1] == tokenizer.eos_token_id
-    assert samples[0].loss_mask[0] is False
+    assert samples[0].loss_mask[0] == 0
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
 def test_the_tokens_before_an_answer_are_the_prompt_that_a_server_makes(kind):
     tokenizer = small_tokenizer(kind)
     row = conversation("Hi", "Hello.", "What is 2 + 2?", "It is 4.")
-    samples, _ = encode_rows([row], tokenizer, "sft")
+    samples, _ = encode_rows([row], tokenizer, "sft", options=TemplateOptions(loss_scale="last_round"))
     prompt = tokenizer.apply_chat_template(as_dicts(row)[:-1], add_generation_prompt=True, return_dict=False)
     assert list(samples[0].token_ids[: len(prompt)]) == prompt
-    assert all(samples[0].loss_mask[len(prompt) :])
+    assert all(samples[0].loss_mask[len(prompt) :]) and not any(samples[0].loss_mask[: len(prompt)])
 
 
 texts = st.text(
@@ -172,7 +193,7 @@ BAD_TEMPLATES = {
         "to begin the whole text",
     ),
     "a mark between header and answer": (
-        TEMPLATES["chatml"].replace("{{ m.content }}", "<|endoftext|>{{ m.content }}"),
+        TEMPLATES["chatml"].replace("{{ m.content }}", "<|im_end|>{{ m.content }}"),
         "the answer and then a special token that ends the turn",
     ),
     "ends no turn": (
@@ -219,13 +240,101 @@ def test_a_tokenizer_that_takes_marks_for_ordinary_text():
     assert not samples and "'<|im_end|>' as one token" in str(problems[0])
 
 
-def test_thoughts_that_the_template_takes_out_of_earlier_turns_are_no_loss():
-    row = conversation("a", "<think>\nhm\n</think>\n\nfirst", "b", "<think>\nso\n</think>\n\nsecond")
+THOUGHTS = conversation("a", "<think>\nhm\n</think>\n\nfirst", "b", "<think>\nso\n</think>\n\nsecond")
+
+
+def trained_text(sample, tokenizer) -> str:
+    pairs = zip(sample.token_ids, sample.loss_mask, strict=True)
+    return tokenizer.decode([token for token, target in pairs if target])
+
+
+def test_thoughts_that_the_template_takes_out_of_earlier_turns_are_never_trained_around():
     tokenizer = small_tokenizer("thinking")
-    samples, problems = encode_rows([row], tokenizer, "sft")
+    samples, problems = encode_rows([THOUGHTS], tokenizer, "sft")
+    assert not samples and "'first" in str(problems[0]) and "instead of '<think>" in str(problems[0])
+    samples, problems = encode_rows([THOUGHTS], tokenizer, "sft", options=TemplateOptions(multi_turn="split"))
     assert not problems
-    trained = [token for token, target in zip(samples[0].token_ids, samples[0].loss_mask, strict=True) if target]
-    assert tokenizer.decode(trained) == "first<|im_end|><think>\nso\n</think>\n\nsecond<|im_end|>"
+    assert [trained_text(sample, tokenizer) for sample in samples] == [
+        "<think>\nhm\n</think>\n\nfirst<|im_end|>",
+        "<think>\nso\n</think>\n\nsecond<|im_end|>",
+    ]
+    assert "hm" not in tokenizer.decode(samples[1].token_ids)
+
+
+def test_the_last_round_only():
+    for kind in TEMPLATES:
+        tokenizer = small_tokenizer(kind)
+        row = conversation("a", "first", "b", "second")
+        [sample], _ = encode_rows([row], tokenizer, "sft", options=TemplateOptions(loss_scale="last_round"))
+        assert "second" in trained_text(sample, tokenizer) and "first" not in trained_text(sample, tokenizer)
+        assert "first" in tokenizer.decode(sample.token_ids)
+
+
+@pytest.mark.parametrize("scale", ["ignore_empty_think", "last_round+ignore_empty_think"])
+def test_an_empty_thought_can_be_no_target(scale):
+    tokenizer = small_tokenizer("thinking")
+    rows = [conversation("a", "first", "b", "second"), conversation("a", "<think>\nhm\n</think>\n\nb")]
+    samples, problems = encode_rows(rows, tokenizer, "sft", options=TemplateOptions(loss_scale=scale))
+    assert not problems
+    first = "first<|im_end|>" if scale == "ignore_empty_think" else ""
+    assert [trained_text(sample, tokenizer) for sample in samples] == [
+        f"{first}second<|im_end|>",
+        "<think>\nhm\n</think>\n\nb<|im_end|>",
+    ]
+    assert "<think>\n\n</think>\n\nsecond" in tokenizer.decode(samples[0].token_ids)
+
+
+def test_a_thought_that_the_template_leaves_out_is_no_silent_loss():
+    row = Row((Message("user", "a"), Message("assistant", "b", reasoning_content="so it is b")), place="f:1")
+    samples, problems = encode_rows([row], small_tokenizer("chatml"), "sft")
+    assert not samples and "the answer and then a special token" in str(problems[0])
+
+
+def test_weights_of_messages():
+    tokenizer = small_tokenizer("chatml")
+    turns = (
+        Message("user", "a"),
+        Message("assistant", "one", loss=False),
+        Message("user", "b"),
+        Message("assistant", "two", loss_scale=0.25),
+        Message("user", "c"),
+        Message("assistant", "three"),
+    )
+    row = Row(turns, place="f:1")
+    [sample], problems = encode_rows([row], tokenizer, "sft")
+    assert not problems
+    by_weight = {
+        weight: tokenizer.decode([t for t, w in zip(sample.token_ids, sample.loss_mask, strict=True) if w == weight])
+        for weight in set(sample.loss_mask)
+    }
+    assert by_weight.keys() == {0.0, 0.25, 1.0}
+    assert by_weight[0.25] == "two<|im_end|>" and by_weight[1.0] == "three<|im_end|>" and "one" in by_weight[0.0]
+    [last], _ = encode_rows([row], tokenizer, "sft", options=TemplateOptions(loss_scale="last_round"))
+    assert trained_text(last, tokenizer) == "three<|im_end|>"
+    asked = Row((*turns[:3], Message("assistant", "two", loss=True), *turns[4:]), place="f:1")
+    [both], _ = encode_rows([asked], tokenizer, "sft", options=TemplateOptions(loss_scale="last_round"))
+    assert trained_text(both, tokenizer) == "two<|im_end|>three<|im_end|>"
+    [everything], _ = encode_rows([row], tokenizer, "sft", options=TemplateOptions(loss_scale="all"))
+    assert everything.loss_mask[0] == 0
+    whole = tokenizer.decode(everything.token_ids).removeprefix("<|im_start|>").replace("one<|im_end|>", "", 1)
+    assert trained_text(everything, tokenizer) == whole
+    nothing = Row((turns[0], Message("assistant", "one", loss_scale=0.0)), place="f:1")
+    for scale in ("default", "all"):
+        samples, problems = encode_rows([nothing], tokenizer, "sft", options=TemplateOptions(loss_scale=scale))
+        assert not samples and "at least one trained answer" in str(problems[0])
+
+
+def test_a_template_of_the_run_and_a_switch_that_it_must_have():
+    tokenizer = small_tokenizer("chatml")
+    own = TEMPLATES["chatml"].replace("You are a helpful assistant.", "{{ 'Think.' if enable_thinking else 'Speak.' }}")
+    for thinks, said in ((True, "Think."), (False, "Speak."), (None, "Speak.")):
+        options = TemplateOptions(template=own, enable_thinking=thinks)
+        [sample], problems = encode_rows([conversation("a", "b")], tokenizer, "sft", options=options)
+        assert not problems and said in tokenizer.decode(sample.token_ids)
+    samples, problems = encode_rows(
+        [conversation("a", "b")], tokenizer, "sft", options=TemplateOptions(enable_thinking=False)
+    )
+    assert not samples and "data.enable_thinking" in str(problems[0])
 
 
 def test_a_template_that_asks_for_the_date_always_gets_the_same():
