@@ -16,7 +16,7 @@ from rich.console import Console
 from configs.schema.run import RunConfig
 from mcore.artifacts import Store
 from mcore.errors import ConfigError, Problem
-from mcore.evaluate.compare import read_comparison
+from mcore.evaluate.comparison import read_comparison
 from mcore.evaluate.report import side_by_side
 from mcore.progress import say
 from tasks.report import REPORT

@@ -13,6 +13,8 @@ def compare(job: Job, *, base: ArtifactRef, tuned: ArtifactRef) -> None:
     limits = {
         "--min-pass-rate": job.run.evaluate.min_pass_rate,
         "--max-regression": job.run.evaluate.max_regression,
+        "--max-perplexity-ratio": job.run.evaluate.max_perplexity_ratio,
+        "--worse-confidence": job.run.evaluate.worse_confidence,
     }
     options = [word for option, value in limits.items() if value is not None for word in (option, value)]
     job.python(

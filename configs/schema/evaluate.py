@@ -26,6 +26,12 @@ class EvaluateConfig(StrictModel):
     """Gate: smallest fraction of the suite's cases that the tuned model must pass."""
     max_regression: float | None = Field(default=None, ge=0, le=1)
     """Gate: largest loss of pass rate, against the base, in any group of the suite."""
+    max_perplexity_ratio: float | None = Field(default=None, gt=0)
+    """Gate: largest perplexity, in multiples of the base's, of any perplexity set that the suite marks with
+    `forgetting`; of any set, held-out rows included, if it marks none."""
+    worse_confidence: float | None = Field(default=None, ge=0.5, lt=1)
+    """Gate: fails if the tuned model is worse than the base with this confidence (0.95 is usual) in any group that the
+    suite marks with `forgetting`; in any group if it marks none. By McNemar's exact test on the differing cases."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs that vLLM divides the model over."""
     python: str = ".venv-vllm/bin/python"

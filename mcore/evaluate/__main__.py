@@ -65,10 +65,25 @@ def compare(
     max_regression: Annotated[
         float | None, typer.Option(min=0, max=1, help="Gate: largest loss of pass rate in any group.")
     ] = None,
+    max_perplexity_ratio: Annotated[
+        float | None,
+        typer.Option(min=0, help="Gate: largest perplexity of forgetting sets, in multiples of the base's."),
+    ] = None,
+    worse_confidence: Annotated[
+        float | None,
+        typer.Option(min=0.5, max=1, help="Gate: fails if a forgetting group is worse with this confidence."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the output folder if it exists.")] = False,
 ) -> None:
     """Compare the tuned model with the base, and hold it against the gates."""
-    comparison = compare_folders(base, tuned, min_pass_rate=min_pass_rate, max_regression=max_regression)
+    comparison = compare_folders(
+        base,
+        tuned,
+        min_pass_rate=min_pass_rate,
+        max_regression=max_regression,
+        max_perplexity_ratio=max_perplexity_ratio,
+        worse_confidence=worse_confidence,
+    )
     write_comparison(comparison, output, overwrite=overwrite)
     screen = Console(stderr=True)
     if screen.is_terminal:  # the page says the same to those who read a log

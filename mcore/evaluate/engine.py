@@ -10,7 +10,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -128,12 +128,14 @@ class Answer:
         token_ids: The answer's tokens, the end token included if the model came to its end.
         prompt_token_ids: What the chat template made of the conversation.
         finish_reason: `stop`, or `length` where `max_tokens` cut the answer.
+        first_token_s: Seconds from asking to the first token, those of waiting for other questions included.
     """
 
     text: str
     token_ids: list[int]
     prompt_token_ids: list[int]
     finish_reason: str
+    first_token_s: float | None = None
 
 
 def prepare_environment() -> None:
@@ -185,15 +187,46 @@ class Engine:
             best = output.outputs[0]
             _refuse_nan(best.logprobs[place][token_id].logprob for place, token_id in enumerate(best.token_ids))
             answers.append(
-                Answer(best.text, list(best.token_ids), list(output.prompt_token_ids), str(best.finish_reason))
+                Answer(
+                    best.text,
+                    list(best.token_ids),
+                    list(output.prompt_token_ids),
+                    str(best.finish_reason),
+                    output.metrics.first_token_latency if output.metrics else None,
+                )
             )
         return answers
 
-    def token_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    def rendered(self, asked: Mapping[str, Any]) -> list[int]:
+        """Tokens that the chat template in the model's folder makes of a conversation, as a server renders it.
+
+        Args:
+            asked: `messages`, and `tools` and `chat_template_kwargs` beside them where there are any.
+
+        Raises:
+            EvaluationError: vLLM or the template does not take it.
+        """
+        from vllm import SamplingParams
+
+        (output,) = _of_vllm(
+            "vLLM could not render a prompt",
+            lambda: self._llm.chat(
+                [list(asked["messages"])],
+                SamplingParams(temperature=0.0, max_tokens=1),
+                use_tqdm=False,
+                tools=list(asked.get("tools") or ()) or None,
+                chat_template_kwargs={"strftime_now": RENDER_DATE.strftime, **asked.get("chat_template_kwargs", {})},
+                **self._lora,
+            ),
+        )
+        return list(output.prompt_token_ids)
+
+    def token_logprobs(self, sequences: Sequence[Sequence[int]], what: str = "perplexity") -> list[list[float]]:
         """For each sequence the log-probability (nats) of its tokens from the second on, each given those before it.
 
         Args:
             sequences: Token ids; at most `max_model_len - 1` each, as vLLM always generates one token more.
+            what: What they are for, in lines of progress.
 
         Raises:
             EvaluationError: vLLM failed, or the model's logits are not numbers.
@@ -204,7 +237,7 @@ class Engine:
         # vLLM 0.32 can't give the prompts' log-probabilities of several sequences at once beside an adapter.
         batches = [[ids] for ids in sequences] if self._lora else [sequences]
         outputs: list[RequestOutput] = []
-        with progress("perplexity", len(sequences), "rows") as advance:
+        with progress(what, len(sequences), "rows") as advance:
             for batch in batches:
                 prompts = [{"prompt_token_ids": list(ids)} for ids in batch]
                 outputs += _of_vllm(
@@ -254,6 +287,7 @@ def start_engine(settings: EngineSettings) -> Iterator[Engine]:
                 seed=settings.seed,
                 enforce_eager=True,
                 use_tqdm_on_load=False,
+                disable_log_stats=False,  # times of first tokens; what would be logged is below the log's level
                 **settings.lora_options,
             ),
         )

@@ -24,6 +24,36 @@ class Perplexity:
     value: float
     num_tokens: int
     num_rows: int
+    row_losses: tuple[float, ...] = ()
+    """For each row the sum of its negative log-probabilities (nats), which a paired comparison draws from."""
+    row_tokens: tuple[int, ...] = ()
+    """For each row the tokens that the sum is over."""
+
+
+def text_samples(
+    name: str, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_model_len: int
+) -> tuple[list[Sample], list[Problem]]:
+    """Tokens of a suite's plain texts, with the tokenizer's own special tokens; all but the first are counted.
+
+    Args:
+        name: Name of the perplexity set.
+        texts: Its texts.
+        tokenizer: Of the model under test.
+        max_model_len: Tokens: the engine's limit.
+
+    Returns:
+        The samples, and all problems of their lengths.
+    """
+    samples = [
+        Sample(ids, [False] + [True] * (len(ids) - 1), f"{name} {number}")
+        for number, ids in enumerate(tokenizer(list(texts))["input_ids"], start=1)
+    ]
+    problems = [
+        Problem(f"perplexity set {sample.place}", f"2 to {max_model_len - 1} tokens", str(len(sample.token_ids)))
+        for sample in samples
+        if not 2 <= len(sample.token_ids) < max_model_len
+    ]
+    return samples, problems
 
 
 def held_out_samples(
@@ -64,12 +94,12 @@ def perplexity(samples: Sequence[Sample], logprobs: Sequence[Sequence[float]]) -
         EvaluationError: The result is not finite.
     """
     counted = [
-        logprob
+        [logprob for logprob, is_target in zip(row, sample.loss_mask[1:], strict=True) if is_target]
         for sample, row in zip(samples, logprobs, strict=True)
-        for logprob, is_target in zip(row, sample.loss_mask[1:], strict=True)
-        if is_target
     ]
-    loss = -math.fsum(counted) / len(counted)
+    row_losses = tuple(-math.fsum(row) for row in counted)
+    row_tokens = tuple(len(row) for row in counted)
+    loss = math.fsum(row_losses) / sum(row_tokens)
     try:
         value = math.exp(loss)
     except OverflowError:
@@ -78,4 +108,4 @@ def perplexity(samples: Sequence[Sample], logprobs: Sequence[Sequence[float]]) -
         raise EvaluationError(
             "the perplexity is not finite", [Problem("mean loss (nats)", "a small number", str(loss))]
         )
-    return Perplexity(value, len(counted), len(samples))
+    return Perplexity(value, sum(row_tokens), len(samples), row_losses, row_tokens)

@@ -11,15 +11,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mcore.evaluate.compare import (
+from mcore.evaluate.compare import flat_metrics, to_json
+from mcore.evaluate.comparison import (
     COMPARISON,
     CaseComparison,
     Comparison,
     GateResult,
     GroupComparison,
-    flat_metrics,
+    SetComparison,
+    Side,
     shortened,
-    to_json,
 )
 from mcore.folders import whole_folder
 
@@ -30,6 +31,7 @@ MARKDOWN_CHARACTERS = 200
 TERMINAL_CHARACTERS = 90
 """Longest answer in the terminal."""
 
+_FORGETTING = " (forgetting)"
 _ESCAPES = str.maketrans({"<": "&lt;", ">": "&gt;"} | {character: f"\\{character}" for character in "\\`*_[]|#~"})
 
 
@@ -50,13 +52,20 @@ def markdown(comparison: Comparison) -> str:
     lines = [
         f"# Base against tuned: {comparison.base.suite}",
         "",
-        "| group | cases | base | tuned | change |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| group | cases | base | tuned | change | 95 % interval | lost | gained |",
+        "| --- | ---: | ---: | ---: | ---: | --- | ---: | ---: |",
         *(_group_row(group) for group in comparison.groups),
         _total_row(comparison),
         "",
         *(f"{line}\n" for line in (_perplexity_line(comparison), _engine_line(comparison)) if line),
     ]
+    if comparison.perplexity_sets:
+        lines += [
+            "| perplexity set | rows | tokens | base | tuned | ratio | 95 % interval |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+            *(_set_row(one) for one in comparison.perplexity_sets),
+            "",
+        ]
     if comparison.gates:
         lines += ["## Gates", "", "| gate | judged | limit | found | |", "| --- | --- | ---: | ---: | --- |"]
         lines += [
@@ -132,9 +141,23 @@ def _cases_of(comparison: Comparison, group: GroupComparison) -> list[CaseCompar
 
 
 def _group_row(group: GroupComparison) -> str:
+    interval = ""
+    if group.change_interval is not None:
+        low, high = (round(100 * end, 1) for end in group.change_interval)
+        interval = f"{low:+.1f} to {high:+.1f}"
     return (
-        f"| {group.group} | {group.num_cases} | {_share(group.base_passed, group.num_cases)} "
-        f"| {_share(group.tuned_passed, group.num_cases)} | {_points(-group.regression)} |"
+        f"| {group.group}{_FORGETTING if group.forgetting else ''} | {group.num_cases} "
+        f"| {_share(group.base_passed, group.num_cases)} "
+        f"| {_share(group.tuned_passed, group.num_cases)} | {_points(-group.regression)} | {interval} "
+        f"| {group.lost} | {group.gained} |"
+    )
+
+
+def _set_row(one: SetComparison) -> str:
+    low, high = one.ratio_interval
+    return (
+        f"| {one.name}{_FORGETTING if one.forgetting else ''} | {one.num_rows} | {one.num_tokens} | {one.base:.3f} "
+        f"| {one.tuned:.3f} | {one.ratio:.3f} | {low:.3f} to {high:.3f} |"
     )
 
 
@@ -143,7 +166,8 @@ def _total_row(comparison: Comparison) -> str:
     change = Fraction(tuned.num_passed, tuned.num_cases) - Fraction(base.num_passed, base.num_cases)
     return (
         f"| **all** | **{tuned.num_cases}** | **{_share(base.num_passed, base.num_cases)}** "
-        f"| **{_share(tuned.num_passed, tuned.num_cases)}** | **{_points(change)}** |"
+        f"| **{_share(tuned.num_passed, tuned.num_cases)}** | **{_points(change)}** | "
+        f"| {sum(group.lost for group in comparison.groups)} | {sum(group.gained for group in comparison.groups)} |"
     )
 
 
@@ -171,9 +195,18 @@ def _engine_line(comparison: Comparison) -> str:
     engines = [
         f"vLLM {side.vllm_version} on {side.device} in {side.dtype}" for side in (comparison.base, comparison.tuned)
     ]
-    return f"Greedy answers, at most {comparison.base.max_tokens} tokens: " + (
+    asked = f"Greedy answers, at most {comparison.base.max_tokens} tokens: " + (
         f"{engines[0]}." if engines[0] == engines[1] else f"base with {engines[0]}, tuned with {engines[1]}."
     )
+    speeds = [f"{name} {speed}" for name in ("base", "tuned") if (speed := _speed(getattr(comparison, name)))]
+    return f"{asked} All questions at once: {'; '.join(speeds)}." if speeds else asked
+
+
+def _speed(side: Side) -> str:
+    if side.answer_tokens_per_s is None:
+        return ""
+    first = "" if side.first_token_s is None else f", first token after {side.first_token_s:g} s (median)"
+    return f"{side.answer_tokens_per_s:.0f} tokens/s{first}"
 
 
 def _verdict(gate: GateResult) -> str:

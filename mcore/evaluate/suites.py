@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from configs.schema.suite import Case, Suite, load_suite
 from mcore.data.template import RENDER_DATE
 from mcore.errors import ConfigError, Problem
 from mcore.evaluate.engine import Answer, Messages
+from mcore.evaluate.statistics import wilson
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,6 +28,7 @@ class Question:
     number: int
     case: Case
     messages: Messages
+    forgetting: bool = False
 
     @property
     def name(self) -> str:
@@ -40,8 +43,8 @@ class Question:
 
 def read_questions(
     path: Path, *, model_name: str = "", model_author: str = "", system: str | None = None
-) -> tuple[str, list[Question]]:
-    """Name and questions of a suite file, placeholders filled.
+) -> tuple[Suite, list[Question]]:
+    """A suite file and its questions, placeholders filled.
 
     Args:
         path: A suite file (`configs.schema.suite`).
@@ -69,12 +72,12 @@ def read_questions(
         raise ConfigError("the suite can't be used", problems)
     filled = suite.filled(values)
     default = filled.system if filled.system is not None else fill_placeholders(system or "", values)
-    return filled.name, _questions(filled, default)
+    return filled, _questions(filled, default)
 
 
 def _questions(suite: Suite, system: str) -> list[Question]:
     return [
-        Question(group.name, number, case, _messages(case, system))
+        Question(group.name, number, case, _messages(case, system), group.forgetting)
         for group in suite.groups
         for number, case in enumerate(group.cases, start=1)
     ]
@@ -99,6 +102,7 @@ def prompt_problems(
         return [Problem("the tokenizer", "a chat template", "none", "Evaluate an instruct model.")]
     problems = []
     for question in questions:
+        room = 0 if question.case.choices else max_tokens  # choices are measured with their own tokens
         try:
             ids = tokenizer.apply_chat_template(
                 question.messages, add_generation_prompt=True, return_dict=False, strftime_now=RENDER_DATE.strftime
@@ -106,7 +110,7 @@ def prompt_problems(
         except TemplateError as exc:
             problems.append(Problem(f"question {question.name}", "messages that the chat template takes", str(exc)))
             continue
-        if len(ids) + max_tokens > max_model_len:
+        if len(ids) + room > max_model_len:
             problems.append(
                 Problem(
                     f"question {question.name}",
@@ -127,6 +131,20 @@ def expectation(case: Case) -> str:
         parts.append(f"contains {' and '.join(map(repr, case.contains))}")
     if case.regex is not None:
         parts.append(f"matches {case.regex!r}")
+    if case.choices:
+        normalised = " for its length" if case.length_normalised else ""
+        others = " or ".join(map(repr, case.choices[1:]))
+        parts.append(f"finds {case.choices[0]!r} more probable{normalised} than {others}")
+        if case.answer_prefix:
+            parts.append(f"behind {case.answer_prefix!r}")
+    if case.number is not None:
+        beside = f" within {case.tolerance:g}" if case.tolerance else ""
+        parts.append(f"ends with the number {case.number}{beside}")
+    if case.json_schema is not None:
+        parts.append(f"is JSON of the schema {json.dumps(case.json_schema, sort_keys=True)}")
+    if case.rubric is not None:
+        rules = json.dumps([rule.model_dump(exclude_defaults=True) for rule in case.rubric.rules], ensure_ascii=False)
+        parts.append(f"scores at least {case.rubric.min_score:g} by the rules {rules}")
     if case.not_contains:
         parts.append(
             f"contains neither {' nor '.join(map(repr, case.not_contains))}"
@@ -156,6 +174,8 @@ def score(questions: Sequence[Question], answers: Sequence[Answer]) -> list[dict
                 "num_tokens": len(answer.token_ids),
                 "prompt_token_ids": answer.prompt_token_ids,
                 "token_ids": answer.token_ids,
+                "first_token_s": answer.first_token_s,
+                "forgetting": question.forgetting,
             }
         )
     return records
@@ -167,6 +187,11 @@ def pass_rates(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for record in records:
         passed.setdefault(record["group"], []).append(record["passed"])
     return {
-        group: {"num_cases": len(found), "num_passed": sum(found), "pass_rate": sum(found) / len(found)}
+        group: {
+            "num_cases": len(found),
+            "num_passed": sum(found),
+            "pass_rate": sum(found) / len(found),
+            "interval": wilson(sum(found), len(found)),
+        }
         for group, found in passed.items()
     }

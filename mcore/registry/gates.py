@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from mcore.artifacts import Manifest, Store
 from mcore.errors import ConfigError, GateError, Problem
-from mcore.evaluate.compare import Comparison, read_comparison
+from mcore.evaluate.comparison import Comparison, read_comparison
 
 FIX = "Run the run that made it again: what is missing is made anew."
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,33 @@ from mcore.evaluate.suites import Question, score
 QUESTION = "Say yes."
 
 
-def write_evaluation(folder: Path, passed: Mapping[str, Sequence[bool]], **summary: Any) -> Path:
-    """An evaluation with one case for each entry of `passed`, by group; `summary` replaces fields of `summary.json`."""
+def perplexity_set(rows: Sequence[tuple[float, int]], *, forgetting: bool = False) -> dict[str, Any]:
+    """A perplexity set of rows of (sum of losses in nats, tokens), as `summary.json` holds it."""
+    losses, tokens = zip(*rows, strict=True)
+    return {
+        "perplexity": exp(sum(losses) / sum(tokens)),
+        "num_tokens": sum(tokens),
+        "forgetting": forgetting,
+        "row_losses": losses,
+        "row_tokens": tokens,
+    }
+
+
+def write_evaluation(
+    folder: Path, passed: Mapping[str, Sequence[bool]], forgetting: Sequence[str] = (), **summary: Any
+) -> Path:
+    """An evaluation with one case for each entry of `passed`, by group; `summary` replaces fields of `summary.json`.
+
+    Groups in `forgetting` are marked as such.
+    """
     questions = [
-        Question(group, number, Case(prompt=QUESTION, equals="yes"), [{"role": "user", "content": QUESTION}])
+        Question(
+            group,
+            number,
+            Case(prompt=QUESTION, equals="yes"),
+            [{"role": "user", "content": QUESTION}],
+            group in forgetting,
+        )
         for group, found in passed.items()
         for number in range(1, len(found) + 1)
     ]

@@ -5,9 +5,10 @@ import sys
 import pytest
 
 from mcore.errors import ConfigError, EvaluationGateError
-from mcore.evaluate.compare import Comparison, compare_folders, read_comparison, shortened
+from mcore.evaluate.compare import compare_folders
+from mcore.evaluate.comparison import Comparison, read_comparison, shortened
 from mcore.evaluate.report import write_comparison
-from tests.unit.mcore.evaluate.evaluations import write_evaluation
+from tests.unit.mcore.evaluate.evaluations import perplexity_set, write_evaluation
 
 GOOD = [True] * 4
 
@@ -121,6 +122,51 @@ def test_every_unreadable_folder_is_named(tmp_path):
         ["absent", "summary.json"],
         ["broken", "answers.jsonl"],
     ]
+
+
+def test_significance_is_asked_of_the_groups_that_must_not_be_forgotten(tmp_path):
+    many = {"new": [True] * 30, "known": [True] * 30}
+    base = write_evaluation(tmp_path / "base", many, ["known"])
+    five_lost = [False] * 5 + [True] * 25
+    for name, answers, failed in (
+        ("forgot", {"new": [True] * 30, "known": five_lost}, ["known"]),
+        ("changed", {"new": [False] * 30, "known": [True] * 30}, []),
+        ("by chance", {"new": [True] * 30, "known": [False] * 4 + [True] * 26}, []),  # 1 in 16, and 0.95 is asked
+    ):
+        tuned = write_evaluation(tmp_path / name, answers, ["known"])
+        comparison = compare_folders(base, tuned, worse_confidence=0.95)
+        assert [(gate.gate, gate.subject) for gate in comparison.gates] == [("worse_confidence", "known")]
+        assert [gate.subject for gate in comparison.failed_gates] == failed
+    assert compare_folders(base, tmp_path / "forgot", worse_confidence=0.95).gates[0].found == 1 - 1 / 32
+
+
+def test_without_a_marked_group_all_are_asked_and_share_the_false_alarms(tmp_path):
+    base = write_evaluation(tmp_path / "base", {"a": [True] * 30, "b": [True] * 30})
+    tuned = write_evaluation(tmp_path / "tuned", {"a": [False] * 5 + [True] * 25, "b": [True] * 30})
+    (a, b) = compare_folders(base, tuned, worse_confidence=0.95).gates
+    assert (a.found, a.passed, b.found) == (1 - 2 / 32, True, 0.0)
+    with pytest.raises(EvaluationGateError, match="worse_confidence of a: expected confidence that it is worse below"):
+        compare_folders(base, tuned, worse_confidence=0.9).raise_failed_gates()
+
+
+def test_perplexity_of_forgetting_sets_is_gated_and_that_of_others_shown(tmp_path):
+    rows = [(30.0, 10), (20.0, 10), (40.0, 20)]
+    worse = [(loss + tokens * 0.5, tokens) for loss, tokens in rows]
+
+    def evaluation(name, held_out, prose):
+        sets = {"held_out": perplexity_set(held_out), "prose": perplexity_set(prose, forgetting=True)}
+        return write_evaluation(tmp_path / name, {"all": [True]}, perplexity_sets=sets)
+
+    before = evaluation("before", rows, rows)
+    comparison = compare_folders(before, evaluation("fine", worse, rows), max_perplexity_ratio=1.1)
+    assert [(gate.subject, gate.passed) for gate in comparison.gates] == [("prose", True)]
+    assert comparison.perplexity_sets[0].ratio == pytest.approx(1.6487, abs=1e-4)
+    assert comparison.perplexity_sets[0].ratio_interval == pytest.approx((1.6487, 1.6487), abs=1e-4)
+    comparison = compare_folders(before, evaluation("forgot", rows, worse), max_perplexity_ratio=1.1)
+    assert [gate.subject for gate in comparison.failed_gates] == ["prose"]
+    cut = evaluation("cut", rows, rows[:2])
+    with pytest.raises(ConfigError, match="perplexity sets and their tokens"):
+        compare_folders(before, cut)
 
 
 def test_a_comparison_can_be_read_again(base, tmp_path):

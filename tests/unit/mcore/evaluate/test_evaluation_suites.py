@@ -5,6 +5,7 @@ import pytest
 from configs.schema.suite import Case
 from mcore.errors import ConfigError
 from mcore.evaluate.engine import Answer
+from mcore.evaluate.statistics import wilson
 from mcore.evaluate.suites import Question, expectation, pass_rates, read_questions, score
 
 SUITE = """
@@ -38,8 +39,8 @@ def ask(suite, **options):
 
 
 def test_questions_in_order_with_placeholders_filled(suite):
-    name, questions = ask(suite)
-    assert name == "small"
+    filled, questions = ask(suite)
+    assert filled.name == "small"
     assert [question.name for question in questions] == ["identity 1", "identity 2", "general 1"]
     assert questions[0].messages == [
         {"role": "system", "content": "You are r2.d2."},
@@ -112,8 +113,8 @@ def test_scores(suite):
 def test_pass_rates():
     records = [{"group": group, "passed": passed} for group, passed in [("b", True), ("a", False), ("b", False)]]
     assert pass_rates(records) == {
-        "b": {"num_cases": 2, "num_passed": 1, "pass_rate": 0.5},
-        "a": {"num_cases": 1, "num_passed": 0, "pass_rate": 0.0},
+        "b": {"num_cases": 2, "num_passed": 1, "pass_rate": 0.5, "interval": wilson(1, 2)},
+        "a": {"num_cases": 1, "num_passed": 0, "pass_rate": 0.0, "interval": wilson(0, 1)},
     }
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from mcore.artifacts import Store, publish_link
-from mcore.evaluate.compare import CaseComparison, Comparison, GateResult, GroupComparison, Side, flat_metrics, to_json
+from mcore.evaluate.compare import flat_metrics, to_json
+from mcore.evaluate.comparison import CaseComparison, Comparison, GateResult, GroupComparison, Side
 from mcore.runs import begin, end
 from tasks.graph import StagePlan
 from tasks.preflight import CheckedRun

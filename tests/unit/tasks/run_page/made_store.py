@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from mcore.artifacts import Store
-from mcore.evaluate.compare import (
+from mcore.evaluate.compare import to_json
+from mcore.evaluate.comparison import (
     CaseComparison,
     Comparison,
     GateResult,
     GroupComparison,
     Side,
-    to_json,
 )
 from mcore.metrics import append_metrics
 from mcore.runs import Failure, RunRecord, StageRecord, State, begin, end
