@@ -56,13 +56,18 @@ def train_with_transformers(
         length = max(len(sample.token_ids) for sample in samples)
         ids_BS = torch.zeros(len(samples), length, dtype=torch.int64, device=model.device)
         labels_BS = torch.full_like(ids_BS, -100)
+        weights_BS = torch.zeros(ids_BS.shape, device=model.device)
         attention_BS = torch.zeros_like(ids_BS)
         for row, sample in enumerate(samples):
             tokens = torch.as_tensor(sample.token_ids).long()
             ids_BS[row, : len(tokens)] = tokens
-            labels_BS[row, : len(tokens)] = tokens.where(torch.as_tensor(sample.loss_mask), -100)
+            labels_BS[row, : len(tokens)] = tokens.where(torch.as_tensor(sample.loss_mask) != 0, -100)
+            weights_BS[row, : len(tokens)] = torch.as_tensor(sample.loss_mask, dtype=torch.float32)
             attention_BS[row, : len(tokens)] = 1
-        loss = model(input_ids=ids_BS, attention_mask=attention_BS, labels=labels_BS).loss
+        output = model(input_ids=ids_BS, attention_mask=attention_BS, labels=labels_BS)
+        loss = output.loss
+        if not torch.equal(weights_BS[:, 1:], (labels_BS != -100)[:, 1:].float()):
+            loss = weighted_loss(output.logits, labels_BS, weights_BS)
         model.zero_grad()
         predicts_BS = attention_BS.bool() & (attention_BS.cumsum(1) < attention_BS.sum(1, keepdim=True))
         (loss if more_loss is None else loss + more_loss(predicts_BS)).backward()
@@ -75,3 +80,12 @@ def train_with_transformers(
                 parameter.copy_(copy)
         losses.append(loss.item())
     return losses
+
+
+def weighted_loss(logits_BSV: Tensor, labels_BS: Tensor, weights_BS: Tensor) -> Tensor:
+    """Sum of weight times loss over the number of tokens with a weight (V: vocabulary)."""
+    losses = torch.nn.functional.cross_entropy(
+        logits_BSV[:, :-1].float().flatten(0, 1), labels_BS[:, 1:].flatten(), reduction="none", ignore_index=-100
+    )
+    weights = weights_BS[:, 1:].flatten()
+    return (losses * weights).sum() / (weights > 0).sum()

@@ -28,7 +28,8 @@ class ChosenTokenLosses:
     """Takes the place of what a model does behind its decoder: with labels it gives losses of chosen tokens only.
 
     Which tokens is said by `places_T`, places in sequence-first order (`s * B + b`), before the model is called with
-    their labels `[1, T]`; it then returns losses `[1, T]`. Without labels the model is what it was.
+    their labels `[1, T]`; it then returns losses `[1, T]`, each times its part of `weights_1T` where that is given.
+    Without labels the model is what it was.
 
     Args:
         model: The part of it that a process has; one without an output layer is left alone.
@@ -39,6 +40,7 @@ class ChosenTokenLosses:
         self.model = model
         self.chunk_tokens = chunk_tokens
         self.places_T: Tensor | None = None
+        self.weights_1T: Tensor | None = None
         self.behind_decoder = model._postprocess
         if not model.post_process:
             return
@@ -60,8 +62,10 @@ class ChosenTokenLosses:
         shared = self.model.share_embeddings_and_output_weights
         weight_VH = self.model.shared_embedding_or_output_weight() if shared else self.model.output_layer.weight
         chunk_tokens = self.chunk_tokens or max(1, len(hidden_TH))
+        # Here and not behind: gradients of tokens are summed as soon as they are made.
+        weights_T = None if self.weights_1T is None else self.weights_1T[0]
         losses_T: Tensor = _ChunkedLosses.apply(  # type: ignore[no-untyped-call]
-            hidden_TH, weight_VH, labels[0], self._of_chunk, chunk_tokens, torch.is_grad_enabled()
+            hidden_TH, weight_VH, labels[0], weights_T, self._of_chunk, chunk_tokens, torch.is_grad_enabled()
         )
         return losses_T[None]
 
@@ -93,6 +97,7 @@ class _ChunkedLosses(torch.autograd.Function):
         hidden_TH: Tensor,
         weight_VH: Tensor,
         labels_T: Tensor,
+        weights_T: Tensor | None,
         of_chunk: OfChunk,
         chunk_tokens: int,
         is_training: bool,
@@ -107,11 +112,11 @@ class _ChunkedLosses(torch.autograd.Function):
             hidden_CH = hidden_TH[chunk].detach().requires_grad_(wants_hidden or wants_weight)
             with torch.set_grad_enabled(hidden_CH.requires_grad):
                 losses_C, product_C1V = of_chunk(hidden_CH, labels_T[chunk])
-            losses_T[chunk] = losses_C.detach()
+            weights_C = torch.ones_like(losses_C) if weights_T is None else weights_T[chunk]
+            losses_T[chunk] = losses_C.detach() if weights_T is None else losses_C.detach() * weights_C
             if not hidden_CH.requires_grad:
                 continue
-            ones_C = torch.ones_like(losses_C)
-            hidden_grad_CH, product_grad_C1V = torch.autograd.grad(losses_C, (hidden_CH, product_C1V), ones_C)
+            hidden_grad_CH, product_grad_C1V = torch.autograd.grad(losses_C, (hidden_CH, product_C1V), weights_C)
             if wants_hidden:
                 ctx.hidden_grad_TH[chunk] = hidden_grad_CH
             if wants_weight:
@@ -130,7 +135,7 @@ class _ChunkedLosses(torch.autograd.Function):
         # A plain product with a number that lies on the device takes a kernel of a sixth of the speed.
         torch._foreach_mul_([grad for grad in (hidden_grad_TH, weight_grad_VH) if grad is not None], scale)
         weight_grad_VH = None if weight_grad_VH is None else weight_grad_VH.to(ctx.weight_dtype)
-        return hidden_grad_TH, weight_grad_VH, *(None,) * 4
+        return hidden_grad_TH, weight_grad_VH, *(None,) * 5
 
 
 def _add_product(total_VH: Tensor, grad_CV: Tensor, hidden_CH: Tensor) -> None:

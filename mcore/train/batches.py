@@ -23,7 +23,8 @@ class MicroBatch:
     """What one forward pass of one rank reads.
 
     `trained_places_T` are the places, in sequence-first order (`s * B + b`), from which a trained token is predicted;
-    `labels_1T` are those tokens. `padding_BS` is true where there is no token. With packing there is one row, and
+    `labels_1T` are those tokens, and `weights_1T` what their losses are multiplied with (None where all count alike).
+    `padding_BS` is true where there is no token. With packing there is one row, and
     `samples` says where in it each begins.
     """
 
@@ -33,6 +34,7 @@ class MicroBatch:
     trained_places_T: Tensor
     labels_1T: Tensor
     samples: PackedSamples | None = None
+    weights_1T: Tensor | None = None
 
 
 def num_tokens(sample: Sample) -> float:
@@ -153,15 +155,15 @@ def _row(chosen: Sequence[tuple[Sample, int]], length: int, longest: int, device
     # Attention goes over padding too: in pieces that cost no more than a sample.
     sizes += [min(longest, rest - start) for start in range(0, rest, longest)]
     ids_S, labels_S = (torch.zeros(length, dtype=torch.int64) for _ in range(2))
-    is_token_S, trained_S = (torch.zeros(length, dtype=torch.bool) for _ in range(2))
+    is_token_S, weights_S = torch.zeros(length, dtype=torch.bool), torch.zeros(length)
     start = 0
     for sample, size in chosen:
         places = slice(start, start + len(sample.token_ids) - 1)
         sample_ids = torch.as_tensor(sample.token_ids, dtype=torch.int64)
         ids_S[places], labels_S[places], is_token_S[places] = sample_ids[:-1], sample_ids[1:], True
-        trained_S[places] = torch.as_tensor(sample.loss_mask, dtype=torch.bool)[1:]
+        weights_S[places] = torch.as_tensor(sample.loss_mask, dtype=torch.float32)[1:]
         start += size
-    places_T = trained_S.nonzero().squeeze(1)
+    places_T = weights_S.nonzero().squeeze(1)
     return MicroBatch(
         tokens_BS=to_device(ids_S[None], device),
         position_ids_BS=to_device(positions_in_samples(sizes)[None], device),
@@ -169,19 +171,21 @@ def _row(chosen: Sequence[tuple[Sample, int]], length: int, longest: int, device
         trained_places_T=to_device(places_T, device),
         labels_1T=to_device(labels_S[places_T][None], device),
         samples=PackedSamples.of(sizes, device),
+        weights_1T=_weights(weights_S[places_T], device),
     )
 
 
 def _pad(samples: Sequence[Sample], length: int, device: torch.device) -> MicroBatch:
     # Padding stands behind the sample, where causal attention keeps it from reaching any real token.
     ids_BS = torch.zeros(len(samples), length + 1, dtype=torch.int64)
-    trained_BS = torch.zeros(len(samples), length + 1, dtype=torch.bool)
+    weights_BS = torch.zeros(len(samples), length + 1)
     is_token_BS = torch.zeros(len(samples), length, dtype=torch.bool)
     for row, sample in enumerate(samples):
         is_token_BS[row, : max(0, len(sample.token_ids) - 1)] = True
         ids_BS[row, : len(sample.token_ids)] = torch.as_tensor(sample.token_ids, dtype=torch.int64)
-        trained_BS[row, : len(sample.loss_mask)] = torch.as_tensor(sample.loss_mask, dtype=torch.bool)
-    places_T = trained_BS[:, 1:].t().flatten().nonzero().squeeze(1)
+        weights_BS[row, : len(sample.loss_mask)] = torch.as_tensor(sample.loss_mask, dtype=torch.float32)
+    weights_T = weights_BS[:, 1:].t().flatten()
+    places_T = weights_T.nonzero().squeeze(1)
     labels_T = ids_BS[:, 1:].t().flatten()[places_T]
     return MicroBatch(
         tokens_BS=to_device(ids_BS[:, :-1], device),
@@ -189,4 +193,9 @@ def _pad(samples: Sequence[Sample], length: int, device: torch.device) -> MicroB
         padding_BS=to_device(~is_token_BS, device),
         trained_places_T=to_device(places_T, device),
         labels_1T=to_device(labels_T[None], device),
+        weights_1T=_weights(weights_T[places_T], device),
     )
+
+
+def _weights(weights_T: Tensor, device: torch.device) -> Tensor | None:
+    return None if bool((weights_T == 1).all()) else to_device(weights_T[None], device)

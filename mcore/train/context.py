@@ -50,6 +50,7 @@ def part_of_batch(batch: MicroBatch, size: int, rank: int) -> MicroBatch:
         padding_BS=batch.padding_BS[:, places_S],
         trained_places_T=(own_T * num_samples + batch.trained_places_T % num_samples)[is_mine_T],
         labels_1T=batch.labels_1T[:, is_mine_T],
+        weights_1T=None if batch.weights_1T is None else batch.weights_1T[:, is_mine_T],
         samples=samples,
     )
 

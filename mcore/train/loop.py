@@ -243,7 +243,7 @@ class Loop:
         if config.lora_dropout and self.training.adapters is not None:
             seed_step(config.seed, iteration)
         lengths = [len(sample.token_ids) for sample in samples]
-        num_trained = sum(int(sum(sample.loss_mask)) for sample in samples)
+        num_trained = sum(sample.num_trained for sample in samples)
         set_trained_share(modules, num_trained / max(1, sum(lengths) - len(lengths)))
         for chunk in self.training.chunks:
             chunk.zero_grad_buffer()
@@ -336,7 +336,7 @@ class Loop:
         return sum((record["loss_sum"].double() for record in losses), none)
 
     def _cost(self, sample: Sample) -> float:
-        return self.flops.of_step([len(sample.token_ids)], int(sum(sample.loss_mask)))
+        return self.flops.of_step([len(sample.token_ids)], sample.num_trained)
 
     def _sum_over_ranks(self, loss_sum: Tensor, *others: float) -> Tensor:
         """Sums over all ranks, fp64; the loss only counts once for each tensor parallel group."""

@@ -52,8 +52,11 @@ def check(case: dict[str, Any], layout: Layout, chunk_tokens: int | None) -> dic
     positions_BS = torch.arange(ids_BS.shape[1]).expand_as(ids_BS)
     plain, chunked = model_of(case, layout), model_of(case, layout)
     expected_T = chosen(plain(ids_BS, positions_BS, None, labels=labels_BS), places_T)
+    weights_T = torch.ones_like(expected_T) if chunk_tokens is None else case["weights"]
+    expected_T = expected_T * weights_T
     (0.5 * expected_T.sum()).backward()
-    ChosenTokenLosses(chunked, chunk_tokens).places_T = places_T
+    losses = ChosenTokenLosses(chunked, chunk_tokens)
+    losses.places_T, losses.weights_1T = places_T, None if chunk_tokens is None else weights_T[None]
     found_1T = chunked(ids_BS, positions_BS, None, labels=chosen(labels_BS, places_T)[None])
     (0.5 * found_1T.sum()).backward()
     gradient_errors = [
@@ -62,7 +65,7 @@ def check(case: dict[str, Any], layout: Layout, chunk_tokens: int | None) -> dic
     ]
     return {
         "loss": (found_1T[0] - expected_T).abs().max().item(),
-        "loss_to_reference": (found_1T[0] - case["losses"]).abs().max().item(),
+        "loss_to_reference": (found_1T[0] - case["losses"] * weights_T).abs().max().item(),
         "gradient": max(gradient_errors),
     }
 

@@ -32,6 +32,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str
             "ids": ids_BS,
             "labels": labels_BS,
             "places": places_T,
+            "weights": torch.rand(len(places_T), generator=draw) * 2,
             "losses": losses_BS.t().flatten()[places_T],
         }
         torch.save(case, folder / f"{name}.pt")

@@ -37,7 +37,8 @@ def forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple
     """
     batch, config = next(batches), get_model_config(model)
     if get_attr_wrapped_model(model, "post_process"):
-        get_attr_wrapped_model(model, "_postprocess").places_T = batch.trained_places_T
+        losses = get_attr_wrapped_model(model, "_postprocess")
+        losses.places_T, losses.weights_1T = batch.trained_places_T, batch.weights_1T
     options: dict[str, Any] = {} if batch.samples is None else {"packed_seq_params": batch.samples}
     if config.num_moe_experts is not None:
         options["padding_mask"] = batch.padding_BS
@@ -49,7 +50,7 @@ def forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple
 
 
 def summed_loss(losses_1T: Tensor) -> LossOutput:
-    """Sum of the trained tokens' losses, their number, and the sum again for the record.
+    """Sum of the trained tokens' (weighted) losses, their number, and the sum again for the record.
 
     megatron-core adds up numbers over all micro-batches and ranks and divides the gradients by their total
     (`calculate_per_token_loss`), so the loss is a mean over all trained tokens of the step, however it is divided.

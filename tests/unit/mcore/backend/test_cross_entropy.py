@@ -75,6 +75,33 @@ def test_losses_and_gradients_are_those_of_all_logits_at_once(name: str, chunk_t
     assert other.shared_embedding_or_output_weight().grad[SIZES["vocab_size"] :].abs().max() == 0
 
 
+@pytest.mark.parametrize("chunk_tokens", [7, None])
+@pytest.mark.parametrize("name", MODELS)
+def test_losses_and_gradients_with_a_weight_a_token(name: str, chunk_tokens: int | None) -> None:
+    weights_T = torch.rand(len(PLACES_T), generator=torch.Generator().manual_seed(3)) * 2
+    one, other = model_of(name), model_of(name)
+    expected_T = weights_T * chosen(one(IDS_BS, POSITIONS_BS, None, labels=LABELS_BS).float())
+    (0.5 * expected_T.sum()).backward()
+    losses = ChosenTokenLosses(other, chunk_tokens)
+    losses.places_T, losses.weights_1T = PLACES_T, weights_T[None]
+    found_1T = other(IDS_BS, POSITIONS_BS, None, labels=chosen(LABELS_BS)[None])
+    (0.5 * found_1T.sum()).backward()
+    torch.testing.assert_close(found_1T[0].detach(), expected_T.detach(), atol=2e-6, rtol=1e-6)
+    for key, gradient in gradients(one).items():
+        assert relative_error(gradient, gradients(other)[key]) < 1e-4, key
+
+
+def test_weights_of_one_change_no_bit() -> None:
+    one, other = model_of("llama"), model_of("llama")
+    plain_T = chunked(one, 7)
+    losses = ChosenTokenLosses(other, 7)
+    losses.places_T, losses.weights_1T = PLACES_T, torch.ones(1, len(PLACES_T))
+    found_1T = other(IDS_BS, POSITIONS_BS, None, labels=chosen(LABELS_BS)[None])
+    (0.5 * found_1T.sum()).backward()
+    assert torch.equal(found_1T[0].detach(), plain_T)
+    assert all(torch.equal(gradient, gradients(other)[key]) for key, gradient in gradients(one).items())
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_bf16_gradients_are_as_exact_in_chunks_as_without(name: str) -> None:
     exact, one, other = model_of(name), model_of(name, torch.bfloat16), model_of(name, torch.bfloat16)

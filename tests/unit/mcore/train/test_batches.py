@@ -145,3 +145,17 @@ def test_packed_ranks_together_have_every_token_once(
 def test_a_run_says_how_full_its_rows_are() -> None:
     batching = Batching(micro_batch_size=2, data_parallel_size=2, packing_length=12, length_multiple=8)
     assert batching.describe([sample(9), sample(5), sample(4)]) == "2 rows of up to 8 tokens, 93.8% full"
+
+
+def test_weights_are_those_of_the_labels_and_none_where_all_count_alike() -> None:
+    samples = [
+        Sample([5, 1, 2, 3, 4], [0.0, 0.0, 0.5, 1.0, 0.25], "a"),
+        Sample([9, 6, 7], [0.0, 2.0, 0.0], "b"),
+    ]
+    of_label = {2: 0.5, 3: 1.0, 4: 0.25, 6: 2.0}
+    for packing_length in (None, 8):
+        (batch,) = Batching(micro_batch_size=2, packing_length=packing_length).micro_batches(samples, CPU)
+        assert batch.weights_1T is not None
+        assert dict(zip(batch.labels_1T[0].tolist(), batch.weights_1T[0].tolist(), strict=True)) == of_label
+        (plain,) = Batching(micro_batch_size=2, packing_length=packing_length).micro_batches([sample(4)], CPU)
+        assert plain.weights_1T is None

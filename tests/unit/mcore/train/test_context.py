@@ -15,18 +15,18 @@ LENGTHS = (9, 14, 6, 21)
 
 
 def samples() -> list[Sample]:
-    """Every token is another one; the first is a prompt, and then each third is."""
+    """Every token is another one; the first is a prompt, and then each third is. The others have weights."""
     ids = torch.arange(1, sum(LENGTHS) + 1).split(list(LENGTHS))
     return [
-        Sample(token_ids=of_sample.tolist(), loss_mask=[place % 3 > 0 for place in range(len(of_sample))])
+        Sample(token_ids=of_sample.tolist(), loss_mask=[place % 3 / 2 for place in range(len(of_sample))])
         for of_sample in ids
     ]
 
 
-def predictions(batch: MicroBatch) -> set[tuple[int, int]]:
-    """Token at each trained place, and what it is trained to predict."""
+def predictions(batch: MicroBatch) -> set[tuple[int, int, float]]:
+    """Token at each trained place, what it is trained to predict, and the weight of that."""
     from_T = batch.tokens_BS.t().flatten()[batch.trained_places_T]
-    return set(zip(from_T.tolist(), batch.labels_1T[0].tolist(), strict=True))
+    return set(zip(from_T.tolist(), batch.labels_1T[0].tolist(), batch.weights_1T[0].tolist(), strict=True))
 
 
 def micro_batches(packing_length: int | None, layout: Layout) -> list[MicroBatch]:
@@ -55,7 +55,7 @@ def test_ranks_together_train_every_token_once_on_the_next_of_its_sample(packing
         together = torch.cat([torch.stack([part.tokens_BS, part.position_ids_BS]).flatten(1) for part in parts], dim=1)
         assert torch.equal(together.sort(stable=True).values, whole)
     expected = [
-        (sample.token_ids[place - 1], sample.token_ids[place])
+        (sample.token_ids[place - 1], sample.token_ids[place], sample.loss_mask[place])
         for sample in samples()
         for place in range(1, len(sample.token_ids))
         if sample.loss_mask[place]
