@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 
 from configs.schema.load import load_run
-from mcore.data.dataset import build_datasets
+from mcore.data.prepare.build import build_datasets
 from mcore.data.template import Sample
 
 MARK = "steps: "

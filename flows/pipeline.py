@@ -14,10 +14,12 @@ from tasks.evaluate import evaluate_base, evaluate_tuned
 from tasks.export import export
 from tasks.fetch import fetch
 from tasks.plan import plan
+from tasks.prepare import prepare
 from tasks.promote import promote
 from tasks.publish import publish
 from tasks.report import reported
 from tasks.select import select
+from tasks.served import verify_served
 from tasks.stage import Outcome
 from tasks.train import train
 from tasks.turn import alone
@@ -55,13 +57,17 @@ def pipeline(run: RunConfig) -> RunResult:
     """
     planned = plan(run)
     with alone(planned), reported(planned):
-        # The base model as Hugging Face folder and as megatron-core checkpoint, and the proof that both are the same.
+        # The run's rows as the base model's tokens: what can't be used is found before anything long begins.
         hf = planned.local_model or fetch(planned)
+        data = prepare(planned, hf=hf)
+
+        # The base model as Hugging Face folder and as megatron-core checkpoint, and the proof that both are the same.
         base = convert(planned, hf=hf)
         base_proof = verify_convert(planned, hf=hf, mcore=base)
 
         # Training starts from what is proven, and one of its checkpoints goes on.
-        trained = train(planned, base=hf if run.train.load_safetensors else base, proof=base_proof)
+        start = hf if run.train.load_safetensors else base
+        trained = train(planned, base=start, data=data, proof=base_proof)
         chosen = select(planned, trained=trained)
 
         # Back to Hugging Face, and proven again: a whole model, or an adapter on top of the base.
@@ -72,7 +78,10 @@ def pipeline(run: RunConfig) -> RunResult:
         # Both models answer the same questions in vLLM, and the tuned one must be good enough.
         if run.evaluate is not None:
             base_answers = evaluate_base(planned, model=hf)
-            tuned_answers = evaluate_tuned(planned, model=model, proof=tuned_proof, **beside)
+            proofs = {"proof": tuned_proof}
+            if run.evaluate.num_served_prompts:
+                proofs["served"] = verify_served(planned, model=model, base=hf, proof=tuned_proof, **beside)
+            tuned_answers = evaluate_tuned(planned, model=model, **proofs, **beside)
             compared = compare(planned, base=base_answers, tuned=tuned_answers)
 
         # Only a run whose gates all said yes comes here.

@@ -8,6 +8,7 @@ from configs.schema.run import RunConfig
 from tasks.convert import convert
 from tasks.fetch import fetch
 from tasks.plan import plan
+from tasks.prepare import prepare
 from tasks.stage import Outcome
 from tasks.train import train
 from tasks.turn import alone
@@ -25,7 +26,8 @@ def train_only(run: RunConfig) -> tuple[Outcome, ...]:
     planned = plan(run)
     with alone(planned):
         hf = planned.local_model or fetch(planned)
+        data = prepare(planned, hf=hf)
         base = convert(planned, hf=hf)
         base_proof = verify_convert(planned, hf=hf, mcore=base)
-        train(planned, base=hf if run.train.load_safetensors else base, proof=base_proof)
+        train(planned, base=hf if run.train.load_safetensors else base, data=data, proof=base_proof)
     return tuple(planned.outcomes)

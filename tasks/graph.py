@@ -47,7 +47,9 @@ FILE_FIELDS = frozenset(
 )
 """Fields that name files: their content goes into the key, their place does not."""
 
-WITHOUT_EFFECT = frozenset({"train.async_save", "train.exit_duration_in_mins", "train.accept_changed_data"})
+WITHOUT_EFFECT = frozenset(
+    {"train.async_save", "train.exit_duration_in_mins", "train.accept_changed_data", "data.dataset_num_proc"}
+)
 """Fields of groups that stages read, of which nothing depends that comes out of a stage."""
 
 ADAPTER_FIELD, ADAPTER_FILES = "train.adapter_load", ("adapter_config.json", "adapter_model.safetensors")
@@ -78,21 +80,28 @@ class Stage:
 # fmt: off
 STAGES = (
     Stage("fetch",          "fetch",    {}),
+    Stage("prepare",        "prepare",  {"hf": "fetch"}, ("data", "train.method")),
     Stage("convert",        "convert",  {"hf": "fetch"}, ("convert.make_vocab_size_divisible_by",),
           version=2),
     Stage("verify_convert", "verify",   {"hf": "fetch", "mcore": "convert"}, ("verify",)),
-    Stage("train",          "train",    {"base": "convert"},
-          ("data", "train", "launch.nproc_per_node", "convert.make_vocab_size_divisible_by"),
-          proofs={"proof": "verify_convert"}, version=2),
+    Stage("train",          "train",    {"base": "convert", "data": "prepare"},
+          ("train", "launch.nproc_per_node", "convert.make_vocab_size_divisible_by"),
+          proofs={"proof": "verify_convert"}, version=3),
     Stage("select",         "select",   {"trained": "train"}, ("select",)),
     Stage("export",         "export",   {"trained": "train", "selection": "select", "base": "convert"},
           ("export.torch_dtype", "export.max_shard_size_gb", "export.merge_lora")),
     Stage("verify_export",  "verify",   {"hf": "export", "mcore": "train", "selection": "select", "base": "convert"},
           ("verify",)),
-    Stage("evaluate_base",  "evaluate", {"model": "fetch"}, _EVALUATION),
-    Stage("evaluate_tuned", "evaluate", {"model": "export"}, _EVALUATION, proofs={"proof": "verify_export"}),
+    Stage("verify_served",  "verify",   {"model": "export", "base": "fetch"},
+          ("data", "train.method", "evaluate.torch_dtype", "evaluate.max_model_len", "evaluate.tensor_parallel_size",
+           "evaluate.num_served_prompts"),
+          proofs={"proof": "verify_export"}),
+    Stage("evaluate_base",  "evaluate", {"model": "fetch"}, _EVALUATION, version=2),
+    Stage("evaluate_tuned", "evaluate", {"model": "export"}, _EVALUATION,
+          proofs={"proof": "verify_export", "served": "verify_served"}, version=2),
     Stage("compare",        "compare",  {"base": "evaluate_base", "tuned": "evaluate_tuned"},
-          ("evaluate.min_pass_rate", "evaluate.max_regression")),
+          ("evaluate.min_pass_rate", "evaluate.max_regression", "evaluate.max_perplexity_ratio",
+           "evaluate.worse_confidence")),
     Stage("promote",        "promote",
           {"model": "export", "base_proof": "verify_convert", "proof": "verify_export", "comparison": "compare"},
           ("promote.alias", "promote.model", "promote.approval", "promote.push")),
@@ -101,7 +110,7 @@ STAGES = (
 """The whole line, each stage behind its inputs."""
 
 
-ADAPTED = {"verify_export": "hf", "evaluate_tuned": "model"}
+ADAPTED = {"verify_export": "hf", "verify_served": "model", "evaluate_tuned": "model"}
 """Stages that take what is exported, and in what role; an adapter comes beside the base model."""
 
 
@@ -151,6 +160,8 @@ def stages(run: RunConfig, source: ResolvedSource, store: Store) -> tuple[StageP
             continue
         if stage.name == "promote" and run.promote is None:
             continue
+        if stage.name == "verify_served" and (run.evaluate is None or not run.evaluate.num_served_prompts):
+            continue
         inputs = {role: made[name] for role, name in inputs_of(stage, run).items()}
         ingredients: dict[str, Any] = {"stage": stage.kind, "version": stage.version, "inputs": inputs}
         if stage.name == "fetch":
@@ -161,7 +172,7 @@ def stages(run: RunConfig, source: ResolvedSource, store: Store) -> tuple[StageP
         word = {str(name): word for name, word in run.launch.again.items()}.get(stage.name)
         if word is not None:
             ingredients["again"] = word
-        proofs = {role: made[name] for role, name in stage.proofs.items()}
+        proofs = {role: made[name] for role, name in stage.proofs.items() if name in made}
         plan = StagePlan(stage.name, stage.kind, digest_of(ingredients), ingredients, inputs | proofs)
         made[stage.name] = plan.artifact
         plans.append(plan)
@@ -176,7 +187,7 @@ def inputs_of(stage: Stage, run: RunConfig) -> Mapping[str, str]:
     is an adapter, which is proven and served on top of the base model.
     """
     if stage.name == "train" and run.train.load_safetensors:
-        return {"base": "fetch"}
+        return {**stage.inputs, "base": "fetch"}
     if stage.name in ADAPTED and not run.export.merge_lora:
         return {**stage.inputs, ADAPTED[stage.name]: "fetch", "adapter": "export"}
     return stage.inputs

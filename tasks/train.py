@@ -21,12 +21,13 @@ from tasks.stage import Job, stage
 
 
 @stage("train")
-def train(job: Job, *, base: ArtifactRef, proof: ArtifactRef) -> None:
+def train(job: Job, *, base: ArtifactRef, data: ArtifactRef, proof: ArtifactRef) -> None:
     """Tuned checkpoints, metrics and TensorBoard. Goes on from the newest checkpoint that an earlier attempt saved."""
     limits = job.run.launch
     progress = TrainingProgress(job)
     if not limits.is_single_machine:
-        orders = orders_for(job, "mcore.train", "--base", base.path, "--output", str(job.output.absolute()))
+        folders = ("--base", base.path, "--data", data.path, "--output", str(job.output.absolute()))
+        orders = orders_for(job, "mcore.train", *folders)
         # Its machines watch for a standstill themselves: the job may wait for them first, for as long as it must.
         launch_until_complete(
             job,
@@ -37,11 +38,11 @@ def train(job: Job, *, base: ArtifactRef, proof: ArtifactRef) -> None:
             num_devices=limits.nproc_per_node if limits.launcher == "local" else 0,  # schedulers hand out their own
         )
     else:
-        _train_here(job, base, on_tick=progress.tick)
+        _train_here(job, base, data, on_tick=progress.tick)
     progress.tick(now=True)
 
 
-def _train_here(job: Job, base: ArtifactRef, *, on_tick: Callable[[], None]) -> None:
+def _train_here(job: Job, base: ArtifactRef, data: ArtifactRef, *, on_tick: Callable[[], None]) -> None:
     run_file = job.stage_dir / "run.yaml"
     run_file.write_text(yaml.safe_dump(job.run.model_dump(mode="json"), sort_keys=False))
     limits = job.run.launch
@@ -52,7 +53,8 @@ def _train_here(job: Job, base: ArtifactRef, *, on_tick: Callable[[], None]) -> 
             # The address keeps torchrun from asking what the host is called, which not every host can answer.
             job.interpreter, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
             "--nproc_per_node", str(num_ranks), "--log-dir", str(job.stage_dir / "torchrun"),
-            "-m", "mcore.train", str(run_file), "--base", base.path, "--output", str(job.output),
+            "-m", "mcore.train", str(run_file),
+            "--base", base.path, "--data", data.path, "--output", str(job.output),
         ],
         env={
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, num_cores // num_ranks)),

@@ -11,12 +11,14 @@ from configs.schema.cluster import KubernetesConfig, SlurmConfig
 
 StageName = Literal[
     "fetch",
+    "prepare",
     "convert",
     "verify_convert",
     "train",
     "select",
     "export",
     "verify_export",
+    "verify_served",
     "evaluate_base",
     "evaluate_tuned",
     "compare",

@@ -2,6 +2,9 @@
 
 Which sample a step reads depends only on its number, counted from the start of training, and on `data_seed`: not on the
 number of processes, nor on where a run was interrupted.
+
+Samples lie in blocks of flat arrays. Those of a prepared folder (`mcore.data.prepare`) are parts of a file that the
+system maps into memory: pages that training touches are read, and all processes of a machine share them.
 """
 
 from __future__ import annotations
@@ -9,26 +12,28 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import numpy as np
 
-from configs.schema.data import DataConfig
-from mcore.data.rows import Method, Row, load_rows, raise_problems
 from mcore.data.sampling import order
-from mcore.data.template import Sample, encode_rows, load_tokenizer
+from mcore.data.template import Sample
 from mcore.errors import DataError, Problem
-from mcore.progress import progress
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+SAMPLES_FILE = "samples.arrow"
+"""Every sample once, in the order of the sources: `token_ids`, `loss_mask`, `place`."""
 
-PROGRESS_FROM_ROWS = 5000
-"""Smaller data is tokenised in less time than it takes to read about it."""
+DATASETS_FILE = "datasets.json"
+"""Order, size and fingerprint of both data sets."""
+
+NAMES = ("train", "validation")
+"""The data sets of a folder; `NAME.arrow` holds the number in `samples.arrow` of each of its samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +44,39 @@ class OverLength:
     num_cut: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Samples end to end.
+
+    Attributes:
+        starts: Where each begins, and where the last ends, `[samples + 1]`, int.
+        token_ids: `[tokens]`, int32.
+        loss_mask: Weight of each token in the loss, `[tokens]`, float32.
+        places: Where each was in its source.
+    """
+
+    starts: np.ndarray
+    token_ids: np.ndarray
+    loss_mask: np.ndarray
+    places: Sequence[Any]
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> Block:
+        """Samples, copied."""
+        lengths = [len(sample.token_ids) for sample in samples]
+        return cls(
+            np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
+            np.concatenate([np.empty(0, np.int32), *(np.asarray(s.token_ids, np.int32) for s in samples)]),
+            np.concatenate([np.empty(0, np.float32), *(np.asarray(s.loss_mask, np.float32) for s in samples)]),
+            [sample.place for sample in samples],
+        )
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+
 class TokenDataset(Sequence[Sample]):
-    """Samples in the order of the rows, held as flat arrays (5 bytes a token).
+    """Samples of blocks, in an order of their own.
 
     Args:
         samples: At least none.
@@ -52,62 +88,70 @@ class TokenDataset(Sequence[Sample]):
     def __init__(
         self, samples: Sequence[Sample], *, seed: int = 0, shuffle: bool = False, over_length: OverLength = OverLength()
     ) -> None:
-        lengths = [len(sample.token_ids) for sample in samples]
-        self._fill(
-            np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
-            np.concatenate([np.empty(0, np.int32), *(np.array(s.token_ids, np.int32) for s in samples)]),
-            np.concatenate([np.empty(0, np.bool_), *(np.array(s.loss_mask, np.bool_) for s in samples)]),
-        )
-        self._places = [sample.place for sample in samples]
+        self._fill([Block.of(samples)], np.arange(len(samples)), seed, shuffle, over_length)
+
+    def _fill(
+        self, blocks: Sequence[Block], numbers: np.ndarray, seed: int, shuffle: bool, over_length: OverLength
+    ) -> None:
+        self._blocks = [block for block in blocks if len(block)]
+        self._firsts = list(accumulate((len(block) for block in self._blocks), initial=0))
+        self._numbers = numbers
+        lengths = [np.diff(block.starts) for block in self._blocks]
+        self.lengths = np.concatenate([np.empty(0, np.int64), *lengths]).astype(np.int32)[numbers]
+        """Tokens of each sample, `[samples]`."""
+        self.num_tokens = int(self.lengths.sum(dtype=np.int64))
+        self.max_tokens = int(self.lengths.max(initial=0))
+        """Tokens of the longest sample."""
         self.seed = seed
         self.shuffle = shuffle
         self.over_length = over_length
         # An order takes about 0.5 s a million samples, and a step may touch the ends of two epochs.
         self._order = lru_cache(maxsize=2)(self._make_order)
 
-    def _fill(self, starts: np.ndarray, ids: np.ndarray, mask: np.ndarray) -> None:
-        self._starts, self._ids, self._mask = starts, ids, mask
-        self.num_tokens = int(starts[-1])
-        self.num_trained_tokens = int(mask.sum())
-        self.max_tokens = int(np.diff(starts).max(initial=0))
-        """Tokens of the longest sample."""
-
-    def arrays(self) -> list[np.ndarray]:
-        """All its numbers, as flat arrays: where samples start, token ids, masks."""
-        return [self._starts, self._ids, self._mask]
-
-    def description(self) -> dict[str, Any]:
-        """All that is not in `arrays`, as plain values."""
-        return {
-            "places": self._places,
-            "seed": self.seed,
-            "shuffle": self.shuffle,
-            "over_length": self.over_length,
-        }
-
     @classmethod
-    def of_arrays(cls, description: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> TokenDataset:
-        """The dataset that another process described so."""
-        rest = dict(description)
-        dataset = cls([], seed=rest["seed"], shuffle=rest["shuffle"], over_length=rest["over_length"])
-        dataset._places = rest["places"]
-        dataset._fill(*arrays)
+    def of_blocks(
+        cls,
+        blocks: Sequence[Block],
+        numbers: np.ndarray,
+        *,
+        seed: int = 0,
+        shuffle: bool = False,
+        over_length: OverLength = OverLength(),
+    ) -> TokenDataset:
+        """Some samples of blocks, any of them several times.
+
+        Args:
+            blocks: The samples to choose from.
+            numbers: Which of them, counted over all blocks, `[samples]`, int64.
+            seed: Seed of the order.
+            shuffle: Whether an epoch visits its samples at random.
+            over_length: What was done to longer samples.
+        """
+        dataset = cls.__new__(cls)
+        dataset._fill(blocks, numbers, seed, shuffle, over_length)
         return dataset
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._numbers)
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...
     @overload
     def __getitem__(self, index: slice) -> Sequence[Sample]: ...
     def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
-        """One sample by its place in the files, or several; `token_ids` is int32, `loss_mask` bool."""
+        """One sample by its place among them, or several; `token_ids` is int32, `loss_mask` float32."""
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
-        span = slice(self._starts[place], self._starts[place + 1])
-        return Sample(self._ids[span], self._mask[span], self._places[place])  # type: ignore[arg-type]
+        number = int(self._numbers[range(len(self))[index]])
+        at = bisect_right(self._firsts, number) - 1
+        block, place = self._blocks[at], number - self._firsts[at]
+        span = slice(block.starts[place], block.starts[place + 1])
+        # Copied: what is mapped can't be written to, of which torch warns.
+        ids, mask = block.token_ids[span].copy(), block.loss_mask[span].copy()
+        return Sample(ids, mask, str(block.places[place]))  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[place] for place in range(len(self)))
 
     def _make_order(self, epoch: int) -> list[int]:
         return order(len(self), seed=self.seed, epoch=epoch, shuffle=self.shuffle)
@@ -138,13 +182,35 @@ class TokenDataset(Sequence[Sample]):
         # Rounded first: 0.1 epochs of 30 samples are 3 samples, not the 3.0000000000000004 that floats make of it.
         return max(1, math.ceil(round(num_epochs * len(self) / global_batch_size, 9)))
 
-    @property
+    @cached_property
+    def num_trained_tokens(self) -> int:
+        """Tokens with a weight in the loss."""
+        return sum(int(np.count_nonzero(block.loss_mask[span])) for block, span in self._runs())
+
+    @cached_property
     def fingerprint(self) -> str:
         """Digest of all token ids, masks and the order: equal for two datasets that train the same. 20 hex digits."""
+        ids, masks = hashlib.sha256(), hashlib.sha256()
+        for block, span in self._runs():
+            ids.update(np.ascontiguousarray(block.token_ids[span], np.int32))
+            masks.update(np.ascontiguousarray(block.loss_mask[span], np.float32))
         digest = hashlib.sha256(json.dumps([self.seed, self.shuffle, len(self)]).encode())
-        for array in (self._starts, self._ids, self._mask):
-            digest.update(array.tobytes())
+        digest.update(self.lengths)
+        digest.update(ids.digest() + masks.digest())
         return digest.hexdigest()[:20]
+
+    def _runs(self) -> Iterator[tuple[Block, slice]]:
+        """Tokens of all samples in their order; samples that follow each other in a block come as one."""
+        numbers = self._numbers
+        borders = np.flatnonzero(np.diff(numbers) != 1) + 1
+        for first, stop in zip([0, *borders], [*borders, len(numbers)], strict=True):
+            number, end = (int(numbers[first]), int(numbers[stop - 1]) + 1) if stop > first else (0, 0)
+            while number < end:
+                at = bisect_right(self._firsts, number) - 1
+                until = min(end, self._firsts[at + 1])
+                starts = self._blocks[at].starts
+                yield self._blocks[at], slice(starts[number - self._firsts[at]], starts[until - self._firsts[at]])
+                number = until
 
     def describe(self) -> str:
         """Its size in words, and what was left out or cut."""
@@ -158,104 +224,69 @@ class TokenDataset(Sequence[Sample]):
             text += f"; {self.over_length.num_cut} longer ones cut"
         return text
 
+    def figures(self) -> dict[str, Any]:
+        """All of it that `open_datasets` need not work out again, as plain values."""
+        return {
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "over_length": asdict(self.over_length),
+            "samples": len(self),
+            "tokens": self.num_tokens,
+            "trained_tokens": self.num_trained_tokens,
+            "fingerprint": self.fingerprint,
+        }
 
-def build_datasets(
-    config: DataConfig, method: Method, hf_dir: Path, *, quiet: bool = False
-) -> tuple[TokenDataset, TokenDataset]:
-    """Training and validation samples of a run; validation is empty if the run has none.
 
-    The same on every process that calls it.
+def open_datasets(folder: Path) -> tuple[TokenDataset, TokenDataset]:
+    """Training and validation samples of a folder that `mcore.data.prepare` made; validation may be empty.
 
-    Args:
-        config: The run's `data`.
-        method: The run's `train.method`.
-        hf_dir: Folder with `config.json`, tokenizer files and chat template of the base model.
-        quiet: Show no progress, as on all processes but the first.
+    Nothing is copied but the lengths, 4 bytes a sample.
 
     Raises:
-        DataError: Everything that is wrong with files, rows, tokenizer or template, or no sample is left.
+        DataError: The folder is none of those, or not whole.
     """
-    train_rows, validation_rows = load_rows(config, method)
-    vocab_size, tokenizer = read_vocab_size(hf_dir), load_tokenizer(hf_dir)
-    problems: list[Problem] = []
-    datasets = []
-    for name, rows in (("training", train_rows), ("validation", validation_rows)):
-        samples, found = tokenise(rows, tokenizer, method, vocab_size=vocab_size, quiet=quiet)
-        samples, over_length, too_long = fit_length(samples, config)
-        found += too_long
-        if rows and not samples and not found:
-            found.append(
-                Problem(
-                    f"{name} samples after truncation_strategy: {config.truncation_strategy}",
-                    f"at least one with a trained token in its first {config.max_length} tokens",
-                    "none",
-                    "Raise data.max_length.",
-                )
+    import pyarrow as pa
+
+    try:
+        figures = json.loads((folder / DATASETS_FILE).read_text())
+        blocks = blocks_of(folder)
+        datasets = []
+        for name in NAMES:
+            numbers = [batch.column("sample").to_numpy() for batch in _batches(folder / f"{name}.arrow")]
+            of = figures[name]
+            dataset = TokenDataset.of_blocks(
+                blocks,
+                np.concatenate([np.empty(0, np.int64), *numbers]),
+                seed=of["seed"],
+                shuffle=of["shuffle"],
+                over_length=OverLength(**of["over_length"]),
             )
-        problems += found
-        shuffle = config.dataset_shuffle and name == "training"
-        datasets.append(TokenDataset(samples, seed=config.data_seed, shuffle=shuffle, over_length=over_length))
-    raise_problems("the data can't be used with this model", problems)
+            found = {"samples": len(dataset), "tokens": dataset.num_tokens}
+            if found != {key: of[key] for key in found}:
+                raise ValueError(f"{name} has {found}, {DATASETS_FILE} says {of}")
+            # Of the file's making, which its manifest vouches for: to work them out is to read all of it.
+            vars(dataset).update(num_trained_tokens=of["trained_tokens"], fingerprint=of["fingerprint"])
+            datasets.append(dataset)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException) as exc:
+        problem = Problem(
+            str(folder), "a folder that `mcore-flows prepare` made", f"{type(exc).__name__}: {exc}", "Make it again."
+        )
+        raise DataError("the prepared data can't be read", [problem]) from exc
     return datasets[0], datasets[1]
 
 
-def read_vocab_size(hf_dir: Path) -> int:
-    """`vocab_size` of a Hugging Face folder's `config.json`.
-
-    Raises:
-        DataError: The file is missing or has none.
-    """
-    path = hf_dir / "config.json"
-    try:
-        vocab_size: Any = json.loads(path.read_text()).get("vocab_size")
-    except (OSError, ValueError, AttributeError) as exc:
-        raise DataError("the model's configuration can't be read", [Problem(str(path), found=str(exc))]) from exc
-    if not isinstance(vocab_size, int):
-        raise DataError(
-            "the model's configuration can't be used", [Problem(f"{path}: vocab_size", "an integer", repr(vocab_size))]
-        )
-    return vocab_size
+def blocks_of(folder: Path) -> list[Block]:
+    """All samples of a prepared folder, mapped into memory."""
+    return [_block_of(batch) for batch in _batches(folder / SAMPLES_FILE)]
 
 
-def tokenise(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, method: Method, *, vocab_size: int, quiet: bool = False
-) -> tuple[list[Sample], list[Problem]]:
-    """Samples of all rows, and all problems: of rows, of the template, and ids that the model has no embedding for."""
-    if quiet or len(rows) < PROGRESS_FROM_ROWS:
-        samples, problems = encode_rows(rows, tokenizer, method)
-    else:
-        with progress("tokenise", len(rows), "rows") as advance:
-            samples, problems = encode_rows(rows, tokenizer, method, advance)
-    problems += [
-        Problem(f"{sample.place}: token id {max(sample.token_ids)}", f"ids below the model's vocab_size {vocab_size}")
-        for sample in samples
-        if max(sample.token_ids) >= vocab_size
-    ]
-    return samples, problems
+def _batches(path: Path) -> list[Any]:
+    import pyarrow as pa
+
+    file = pa.ipc.open_file(pa.memory_map(str(path)))
+    return [file.get_batch(number) for number in range(file.num_record_batches)]
 
 
-def fit_length(samples: Sequence[Sample], config: DataConfig) -> tuple[list[Sample], OverLength, list[Problem]]:
-    """Apply `truncation_strategy` to samples longer than `max_length`.
-
-    With `right`, a sample that has no trained token left after the cut is left out and counted as such.
-
-    Returns:
-        The samples that stay, what was done, and with `raise` a problem for each longer sample.
-    """
-    longer = [sample for sample in samples if len(sample.token_ids) > config.max_length]
-    if not longer:
-        return list(samples), OverLength(), []
-    if config.truncation_strategy == "raise":
-        fix = "Raise data.max_length, or set data.truncation_strategy."
-        expected = f"at most {config.max_length} tokens (data.max_length)"
-        return [], OverLength(), [Problem(s.place, expected, str(len(s.token_ids)), fix) for s in longer]
-    kept = []
-    num_cut = 0
-    for sample in samples:
-        if len(sample.token_ids) <= config.max_length:
-            kept.append(sample)
-        elif config.truncation_strategy == "right" and any(sample.loss_mask[: config.max_length]):
-            cut = slice(config.max_length)
-            kept.append(Sample(sample.token_ids[cut], sample.loss_mask[cut], sample.place))
-            num_cut += 1
-    return kept, OverLength(num_deleted=len(samples) - len(kept), num_cut=num_cut), []
+def _block_of(batch: Any) -> Block:
+    ids, mask = batch.column("token_ids"), batch.column("loss_mask")
+    return Block(ids.offsets.to_numpy(), ids.values.to_numpy(), mask.values.to_numpy(), batch.column("place"))

@@ -34,7 +34,9 @@ def card(store: Store, evidence: Evidence, model: str) -> str:
     lineage = {named(one): one for one in store.lineage(named(evidence.model))}
     training = _of_kind(lineage, "train")
     base, revision, licence = _base(lineage, evidence.model)
-    config = training.ingredients.get("config", {}) if training else {}
+    config: dict[str, Any] = {}
+    for maker in (_of_kind(lineage, "prepare"), training):
+        config |= maker.ingredients.get("config", {}) if maker else {}
     is_adapter = "adapter_config.json" in evidence.model.files
     front = {
         "base_model": base,

@@ -1,6 +1,6 @@
 """Train a model, or go on with a run that was interrupted.
 
-    torchrun --nproc_per_node 2 -m mcore.train RUN.yaml --base DIR --output DIR
+    torchrun --nproc_per_node 2 -m mcore.train RUN.yaml --base DIR --output DIR [--data DIR]
     python -m mcore.train RUN.yaml --base DIR --output DIR          (one process)
 
 A rank's exit status is 0 when the run is complete, 1 when it failed, 2 when its input is wrong, and 75 when it was
@@ -34,6 +34,9 @@ def train(
     run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The whole run.")],
     base: Annotated[Path, typer.Option(help="Checkpoint folder to start from, with release/ and hf/.")],
     output: Annotated[Path, typer.Option(help="The run's folder; resumed if it holds checkpoints.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder that mcore.data.prepare made; made as OUTPUT-data if not given.")
+    ] = None,
 ) -> None:
     """Train until the last step, resuming from the newest complete checkpoint in OUTPUT."""
     try:
@@ -47,7 +50,7 @@ def train(
         from mcore.backend import parallel
         from mcore.train.run import train as train_run
 
-        train_run(run, base, output, stop)
+        train_run(run, base, output, stop, data=data)
         parallel.stop()
 
 

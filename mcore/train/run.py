@@ -36,14 +36,16 @@ from mcore.train.model import build_training, engine_problems
 from mcore.train.output import checkpoint_bytes, output_problems
 from mcore.train.packing_options import packing_problems
 from mcore.train.position import Position
+from mcore.train.prepared import prepared
 from mcore.train.recompute_options import recompute_problems
 from mcore.train.schedule import Schedule
-from mcore.train.shared_data import read_once
 from mcore.train.stop import StopRequest
 from mcore.train.tuners.options import LoraOptions, adapter_problems
 
 
-def train(run: RunConfig, base: Path, output: Path, stop: StopRequest | None = None) -> None:
+def train(
+    run: RunConfig, base: Path, output: Path, stop: StopRequest | None = None, *, data: Path | None = None
+) -> None:
     """Train until the last step, going on from `output`'s newest complete checkpoint if there is one.
 
     Every process of the run calls this. It returns when the run is complete, at once if it was already, and leaves the
@@ -55,6 +57,7 @@ def train(run: RunConfig, base: Path, output: Path, stop: StopRequest | None = N
             `train.load_safetensors` a Hugging Face folder.
         output: The run's folder.
         stop: Says whether the run shall save and leave; None if nobody will ask for that.
+        data: Folder that `mcore.data.prepare` made of the run's data; None to make `OUTPUT-data` first.
 
     Raises:
         ConfigError: The run can't be started like this, or `output` belongs to another run.
@@ -70,12 +73,12 @@ def train(run: RunConfig, base: Path, output: Path, stop: StopRequest | None = N
     start = open_base(base, run)
     parallel.start(layout, seed=config.seed)
     method = import_module(f"mcore.train.methods.{config.method}")
-    read = partial(read_once, partial(method.datasets, run.data, start.hf))
-    data, validation, schedule = _checked(run, layout, start, output, read)
+    read = partial(prepared, run, start.hf, data, output)
+    samples, validation, schedule = _checked(run, layout, start, output, read)
     mark = fingerprint(
         config,
         schedule,
-        data=data.fingerprint,
+        data=samples.fingerprint,
         validation=validation.fingerprint,
         base_weights=start.weights,
         num_processes=dist.get_world_size(),
@@ -92,7 +95,7 @@ def train(run: RunConfig, base: Path, output: Path, stop: StopRequest | None = N
     if resumed is not None:
         position = checkpoint.load(resumed.path, training, layout)
         _say(f"resuming behind iteration {position.iteration}: {resumed.reason}")
-    _say(f"train: {data.describe()}; {schedule.train_iters} steps of {config.global_batch_size} samples")
+    _say(f"train: {samples.describe()}; {schedule.train_iters} steps of {config.global_batch_size} samples")
     loop = Loop(
         config=config,
         schedule=schedule,
@@ -100,7 +103,7 @@ def train(run: RunConfig, base: Path, output: Path, stop: StopRequest | None = N
         output=output,
         training=training,
         forward_step=method.forward_step,
-        data=data,
+        data=samples,
         validation=validation,
         device=parallel.device(),
         stop=stop or StopRequest(),

@@ -1,4 +1,7 @@
-"""Rows and suites: everything that is wrong with the files that a run names."""
+"""Rows and suites: what is wrong with the files that a run names, as far as a look at their beginning tells.
+
+All rows are read by the stage `prepare`, which fails with the same words.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +14,21 @@ from configs.schema.evaluate import EvaluateConfig
 from configs.schema.load import RunFileError
 from configs.schema.placeholders import FIELD_OF, placeholder_values
 from configs.schema.suite import Suite, load_suite
-from mcore.data.load import load_files, load_rows, read_file
-from mcore.data.sampling import DatasetSpec, parse_spec
+from mcore.data.prepare.look import look, look_at
 from mcore.errors import Problem
-from tasks.model_folder import collected
 from tasks.preflight.groups import Groups, value_of
 from tasks.preflight.vllm import interpreter_problems
 
 
 def data_problems(data: DataConfig, groups: Groups) -> list[Problem]:
-    """Everything that is wrong with the rows to train on."""
-    problems: list[Problem] = []
-    rows = collected(problems, lambda: load_rows(data, groups.method))
-    if rows is not None and groups.train is not None and len(rows[0]) < groups.train.global_batch_size:
+    """What is wrong with the rows to train on: the first ones of each source, and how many there are."""
+    num_rows, problems = look(data, groups.method)
+    if not problems and groups.train is not None and num_rows < groups.train.global_batch_size:
         problems.append(
             Problem(
                 "data.dataset",
                 f"at least train.global_batch_size rows ({groups.train.global_batch_size})",
-                f"{len(rows[0])} training rows",
+                f"{num_rows} training rows",
                 "Take more rows (path#N repeats them), or a smaller batch.",
             )
         )
@@ -36,7 +36,7 @@ def data_problems(data: DataConfig, groups: Groups) -> list[Problem]:
 
 
 def evaluate_problems(evaluate: EvaluateConfig, groups: Groups) -> list[Problem]:
-    """Everything that is wrong with the suite, the held-out rows and vLLM's environment."""
+    """What is wrong with the suite, the first held-out rows and vLLM's environment."""
     suite, problems = read_suite(evaluate.suite)
     if suite is not None and groups.data is not None:
         values = placeholder_values(groups.data.model_name, groups.data.model_author)
@@ -46,8 +46,8 @@ def evaluate_problems(evaluate: EvaluateConfig, groups: Groups) -> list[Problem]
         ]
     data = groups.data
     if data is not None:
-        what = "evaluate.perplexity_dataset"
-        collected(problems, lambda: load_files(evaluate.perplexity_dataset, data, groups.method, what))
+        complete = data.model_copy(update={"max_dropped_rows": 0})  # whose perplexity would be compared?
+        problems += look_at(evaluate.perplexity_dataset, complete, groups.method, "evaluate.perplexity_dataset")[1]
     return problems + interpreter_problems(evaluate.python)
 
 
@@ -74,6 +74,6 @@ def file_problems(raw: Mapping[str, Any], groups: Groups) -> list[Problem]:
         suite = value_of(raw, "evaluate", EvaluateConfig, "suite")
         if suite is not None:
             problems += read_suite(suite)[1]
-    for spec in map(parse_spec, specs):
-        problems += read_file(spec.path, groups.method)[1] if isinstance(spec, DatasetSpec) else []
-    return problems
+    # What can't be read is looked at by itself: placeholders stand for themselves.
+    plain = DataConfig(dataset=(), model_name="{{NAME}}", model_author="{{AUTHOR}}")
+    return problems + look_at(specs, plain, groups.method, "dataset")[1]

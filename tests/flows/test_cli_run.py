@@ -31,7 +31,7 @@ def test_stages_answers_and_places_are_shown(workspace, run_file, prefect_api_ur
     assert [line.partition(" in ")[0] for line in told] == [
         f"{name}: cached"
         for name in (
-            "convert", "verify_convert", "train", "select", "export", "verify_export", "evaluate_base",
+            "prepare", "convert", "verify_convert", "train", "select", "export", "verify_export", "evaluate_base",
             "evaluate_tuned", "compare",
         )
     ]  # fmt: skip

@@ -13,7 +13,7 @@ from mcore.errors import ConfigError, PrecisionError
 from tests.flows.workspace import raw_run
 
 LINE = [
-    "convert", "verify_convert", "train", "select", "export", "verify_export", "evaluate_base", "evaluate_tuned",
+    "prepare", "convert", "verify_convert", "train", "select", "export", "verify_export", "evaluate_base", "evaluate_tuned",
     "compare",
 ]  # fmt: skip
 

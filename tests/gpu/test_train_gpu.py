@@ -20,7 +20,7 @@ from mcore.backend.layout import Layout
 from mcore.backend.model import build_model
 from mcore.backend.parallel import parallel_processes
 from mcore.backend.specs import resolve_backend
-from mcore.data.dataset import build_datasets
+from mcore.data.prepare.build import build_datasets
 from mcore.metrics import read_metrics
 from mcore.train.run import train
 from tests.reference_training import train_with_transformers

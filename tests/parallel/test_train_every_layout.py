@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mcore.backend.layout import Layout
 from mcore.backend.parallel import parallel_processes
-from mcore.data.dataset import build_datasets
+from mcore.data.prepare.build import build_datasets
 from mcore.metrics import read_metrics
 from mcore.train.run import train
 from tests.parallel.launch import run_torchrun

@@ -39,7 +39,7 @@ def test_a_gate_that_said_no_is_asked_again_and_blocks_what_is_behind_it(raw: di
     )
     assert found["evaluate_base"].action == "RUN"  # in front of no gate
     shown = mcore_flows("plan", "run.yaml", cwd=Path.cwd()).stdout
-    assert shown.splitlines()[-1] == "2 of 9 stages run, 5 are reused, 2 are blocked."
+    assert shown.splitlines()[-1] == "2 of 10 stages run, 6 are reused, 2 are blocked."
 
 
 def test_another_run_is_judged_anew(raw: dict[str, Any]) -> None:
@@ -102,6 +102,10 @@ def test_the_plan_as_json(raw: dict[str, Any]) -> None:
     assert train["estimate"] == {"seconds": 100.0, "bytes": 5, "from": train["nearest"]["artifact"]}
     assert plan["seconds"] == 105.0 and plan["free_bytes"] > 0
     assert stages["export"]["inputs"]["trained"] == train["artifact"]
+    (memory,) = plan["memory"]["stages"]
+    parts = {name for name in memory if name not in ("host", "outside", "tensors", "total")}
+    assert memory["tensors"] == sum(memory[name] for name in parts) > memory["weights"] > 0
+    assert (plan["memory"]["backend"], memory["host"]) == ("torch", 0)
     with Store("store").lock("run", "small"):
         again = json.loads(mcore_flows("plan", "run.yaml", "--json", cwd=Path.cwd()).stdout)
     assert again["under_way"] and again["seconds"] == 0
@@ -148,7 +152,7 @@ def test_a_stage_is_explained(raw: dict[str, Any]) -> None:
     first, second, *rest = shown.splitlines()
     assert re.fullmatch(r"train/[0-9a-f]{20}", first) and second == "RUN: train.lr: 1e-05 -> 0.001"
     rows = [re.split(r" {2,}", line) for line in rest]
-    assert ["ingredient", "now", "in the nearest"] in rows and ["version", "2", "same"] in rows
+    assert ["ingredient", "now", "in the nearest"] in rows and ["version", "3", "same"] in rows
     assert ["train.lr", "0.001", "1e-05"] in rows and ["train.seed", "42", "same"] in rows
     proof = decisions(raw)["verify_convert"].stage.artifact
     assert ["proof proof", proof, "not in the key"] in rows
@@ -166,7 +170,7 @@ def test_a_stage_is_explained_as_json_and_an_unknown_one_refused(raw: dict[str, 
     assert told["proofs"] == {"proof": decisions(raw)["verify_convert"].stage.artifact}
     assert [one["what"] for one in told["nearest"]["differences"]] == ["train.seed"]  # itself is no other one
     refused = mcore_flows("explain", "trian", "run.yaml", cwd=Path.cwd())
-    assert refused.returncode == 2 and "trian: expected one of convert, verify_convert, train," in refused.stderr
+    assert refused.returncode == 2 and "trian: expected one of prepare, convert, verify_convert, train," in refused.stderr
 
 
 def test_a_thousand_artifacts_are_planned_over_in_two_seconds_without_torch(raw: dict[str, Any]) -> None:

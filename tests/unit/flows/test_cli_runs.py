@@ -39,7 +39,7 @@ def training(checked: CheckedRun) -> Path:
     store = checked.store
     begin(store, replace(record_of(checked), pid=os.getpid()))
     plans = {plan.name: plan for plan in checked.stages}
-    for name in ("convert", "verify_convert"):
+    for name in ("prepare", "convert", "verify_convert"):
         commit(store, plans[name], duration_s=3.0)
     output = store.partial("train", plans["train"].key)
     output.mkdir(parents=True)
@@ -148,7 +148,7 @@ def test_logs(raw: dict[str, Any]) -> None:
     done = mcore_flows("logs", "small", "convert", cwd=Path.cwd())
     assert done.returncode == 2 and "expected a log of convert, found train" in done.stderr
     done = mcore_flows("logs", "small", "trian", cwd=Path.cwd())
-    assert done.returncode == 2 and "trian: expected one of convert," in done.stderr
+    assert done.returncode == 2 and "trian: expected one of prepare, convert," in done.stderr
 
 
 def test_logs_are_followed_from_stage_to_stage_until_the_run_ends(raw: dict[str, Any]) -> None:
@@ -252,7 +252,7 @@ def test_a_stage_that_the_run_has_not_can_not_be_made_again(raw: dict[str, Any])
     finish(checked_run(raw))
     before = listing(Path.cwd())
     done = mcore_flows("resume", "small", "--from", "publish", cwd=Path.cwd())
-    assert done.returncode == 2 and "--from publish: expected a stage of the run: one of convert," in done.stderr
+    assert done.returncode == 2 and "--from publish: expected a stage of the run: one of prepare, convert," in done.stderr
     assert listing(Path.cwd()) == before
 
 

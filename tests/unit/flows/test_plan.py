@@ -48,7 +48,7 @@ def test_nothing_is_there_and_nothing_is_written(raw: dict[str, Any]) -> None:
     before = listing(Path.cwd())
     found = decisions(raw)
     assert running(found) == list(found) == [
-        "convert", "verify_convert", "train", "select", "export", "verify_export", "evaluate_base", "evaluate_tuned",
+        "prepare", "convert", "verify_convert", "train", "select", "export", "verify_export", "evaluate_base", "evaluate_tuned",
         "compare",
     ]  # fmt: skip
     assert {decision.why for decision in found.values()} == {"new run"}
@@ -106,8 +106,9 @@ def test_other_files_and_other_content_are_told_from_other_values(raw: dict[str,
     make(raw)
     write_rows(Path("rows.jsonl"), 21)
     found = decisions(raw)
-    assert running(found) == FROM_TRAIN
-    assert found["train"].why == "data.dataset: other files, or other content"
+    assert running(found) == ["prepare", *FROM_TRAIN]
+    assert found["prepare"].why == "data.dataset: other files, or other content"
+    assert found["train"].why == "its input changes: prepare"
     Path("suite.yaml").write_text(Path("suite.yaml").read_text().replace("Who", "What"))
     assert decisions(raw)["evaluate_base"].why == "evaluate.suite: other files, or other content"
 
@@ -171,7 +172,7 @@ def test_a_new_version_of_a_stage_is_named(raw: dict[str, Any], monkeypatch: pyt
 
 def test_long_values_are_cut(raw: dict[str, Any]) -> None:
     make(raw)
-    why = decisions(raw, data__system="You are a helpful bot. " * 20)["train"].why
+    why = decisions(raw, data__system="You are a helpful bot. " * 20)["prepare"].why
     assert why.startswith("data.system: null -> You are a helpful bot.") and why.endswith("…") and len(why) < 100
 
 

@@ -16,10 +16,11 @@ from tasks.graph import LOCAL, STAGES, stages
 FROM_SELECT = {"select", "export", "verify_export", "evaluate_tuned", "compare", "promote"}
 FROM_EXPORT = FROM_SELECT - {"select"}
 FROM_TRAIN = {"train"} | FROM_SELECT
+FROM_PREPARE = {"prepare"} | FROM_TRAIN
 FROM_CONVERT = {"convert", "verify_convert"} | FROM_TRAIN
 PROOFS = {"verify_convert", "verify_export", "promote"}
 EVALUATION = {"evaluate_base", "evaluate_tuned", "compare", "promote"}
-EVERYTHING_BEHIND_FETCH = FROM_CONVERT | EVALUATION
+EVERYTHING_BEHIND_FETCH = {"prepare"} | FROM_CONVERT | EVALUATION
 NOTHING: set[str] = set()
 
 LORA = {"train.tuner_type": "lora"}
@@ -40,20 +41,21 @@ TABLE = {
     "verify.max_prompt_tokens": (32, PROOFS),
     "verify.dtype": ("bfloat16", PROOFS),
     "verify.max_noise_ratio": (1.1, PROOFS),
-    "data.dataset": (["data/other.jsonl"], FROM_TRAIN),
-    "data.val_dataset": (["data/other.jsonl"], FROM_TRAIN),
-    "data.split_dataset_ratio": (0.1, FROM_TRAIN),
-    "data.max_length": (64, FROM_TRAIN),
-    "data.truncation_strategy": ("right", FROM_TRAIN),
-    "data.model_name": ("other", FROM_TRAIN | EVALUATION),
-    "data.model_author": ("other", FROM_TRAIN | EVALUATION),
-    "data.system": ("Be brief.", FROM_TRAIN | EVALUATION),
-    "data.columns": ({"question": "query"}, FROM_TRAIN),
-    "data.adapter": ("data/other.jsonl", FROM_TRAIN),
-    "data.max_dropped_rows": (5, FROM_TRAIN),
-    "data.dataset_shuffle": (False, FROM_TRAIN),
-    "data.data_seed": (1, FROM_TRAIN),
-    "train.method": ("pt", FROM_TRAIN | EVALUATION),
+    "data.dataset": (["data/other.jsonl"], FROM_PREPARE),
+    "data.val_dataset": (["data/other.jsonl"], FROM_PREPARE),
+    "data.split_dataset_ratio": (0.1, FROM_PREPARE),
+    "data.max_length": (64, FROM_PREPARE),
+    "data.truncation_strategy": ("right", FROM_PREPARE),
+    "data.model_name": ("other", FROM_PREPARE | EVALUATION),
+    "data.model_author": ("other", FROM_PREPARE | EVALUATION),
+    "data.system": ("Be brief.", FROM_PREPARE | EVALUATION),
+    "data.columns": ({"question": "query"}, FROM_PREPARE),
+    "data.adapter": ("data/other.jsonl", FROM_PREPARE),
+    "data.max_dropped_rows": (5, FROM_PREPARE),
+    "data.dataset_num_proc": (4, NOTHING),
+    "data.dataset_shuffle": (False, FROM_PREPARE),
+    "data.data_seed": (1, FROM_PREPARE),
+    "train.method": ("pt", FROM_PREPARE | EVALUATION),
     "train.backend": ("torch", FROM_TRAIN),
     "train.tuner_type": ("lora", FROM_TRAIN),
     "train.lora_rank": ({**LORA, "train.lora_rank": 4}, FROM_TRAIN),
@@ -300,12 +302,12 @@ def test_a_local_model_counts_by_its_files_and_needs_no_fetch(folder):
     assert changed(one, keys(run_with({}), Source(path=folder / "two"))) == NOTHING
     (folder / "two" / "model.safetensors").write_text("Weights")
     assert changed(one, keys(run_with({}), Source(path=folder / "two"))) == EVERYTHING_BEHIND_FETCH
-    base = next(plan for plan in stages(run_with({}), Source(path=folder / "one"), Store("store")))
-    assert base.name == "convert" and base.inputs["hf"].startswith(f"{LOCAL}/")
+    first = next(plan for plan in stages(run_with({}), Source(path=folder / "one"), Store("store")))
+    assert first.name == "prepare" and first.inputs["hf"].startswith(f"{LOCAL}/")
 
 
 @pytest.mark.parametrize(
-    ("file", "expected"), [("rows.jsonl", FROM_TRAIN), ("suite.yaml", EVALUATION), ("other.jsonl", NOTHING)]
+    ("file", "expected"), [("rows.jsonl", FROM_PREPARE), ("suite.yaml", EVALUATION), ("other.jsonl", NOTHING)]
 )
 def test_a_changed_file_counts_by_its_content(folder, file, expected):
     before = keys(run_with({}))
@@ -349,10 +351,12 @@ def test_inputs_and_proofs_come_before_what_they_are_for():
 def test_training_from_safetensors_starts_from_the_model_itself(folder):
     run = run_with({"train.load_safetensors": True})
     plans = {plan.name: plan for plan in stages(run, Source(), Store("store"))}
-    assert plans["train"].inputs == {"base": plans["fetch"].artifact, "proof": plans["verify_convert"].artifact}
+    others = {"data": plans["prepare"].artifact, "proof": plans["verify_convert"].artifact}
+    assert plans["train"].inputs == {"base": plans["fetch"].artifact} | others
 
 
 def test_lineage_names_the_proof(folder):
     plans = {plan.name: plan for plan in stages(run_with({}), Source(), Store("store"))}
-    assert plans["train"].inputs == {"base": plans["convert"].artifact, "proof": plans["verify_convert"].artifact}
+    others = {"data": plans["prepare"].artifact, "proof": plans["verify_convert"].artifact}
+    assert plans["train"].inputs == {"base": plans["convert"].artifact} | others
     assert "proof" not in plans["train"].ingredients["inputs"]

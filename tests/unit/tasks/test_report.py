@@ -88,23 +88,23 @@ def test_a_run_that_is_done(planned: PlannedRun) -> None:
     assert (path.parent / "loss.svg").read_text().startswith("<svg")
     assert "## Base against tuned: small" in page and "### Gates" in page  # a level lower than in its own file
     assert "| verify_convert | 19 | 0 | 2.5e-06 |" in page
-    assert page.count("\n| `") == 5  # export, train, select, convert, proof: each once
+    assert page.count("\n| `") == 6  # export, train, prepare, select, convert, proof: each once
 
 
 def test_lineage_goes_back_to_data_and_base(planned: PlannedRun) -> None:
     make(planned, *everything(planned))
     done = {outcome.name: outcome.artifact for outcome in planned.outcomes}
     kinds = [manifest.kind for manifest in planned.store.lineage(f"export/{done['export'].key}")]
-    assert kinds[0] == "export" and sorted(kinds) == ["convert", "export", "select", "train", "verify"]
+    assert kinds[0] == "export" and sorted(kinds) == ["convert", "export", "prepare", "select", "train", "verify"]
     page = report_page(planned, None)
-    rows = planned.plans["train"].ingredients["config"]["data.dataset"][0][:12]
+    rows = planned.plans["prepare"].ingredients["config"]["data.dataset"][0][:12]
     assert f"data.dataset {rows}" in page and "code 0123456789ab" in page
     base = planned.plans["convert"].inputs["hf"]
     assert f"hf `local/{base.partition('/')[2][:8]}`" in page
 
 
 def test_a_run_that_failed_says_where_and_why(planned: PlannedRun) -> None:
-    make(planned, "convert", "verify_convert")
+    make(planned, "prepare", "convert", "verify_convert")
     train = planned.plans["train"]
     write_metrics(planned.store.partial(train.kind, train.key))
     page = write_report(planned, TrainingError("the loss is NaN", ["iteration 7"])).read_text()
@@ -116,7 +116,7 @@ def test_a_run_that_failed_says_where_and_why(planned: PlannedRun) -> None:
 
 
 def test_what_a_failed_gate_found_is_on_the_page(planned: PlannedRun) -> None:
-    make(planned, "convert")
+    make(planned, "prepare", "convert")
     kept = planned.stage_dir("verify_convert")
     kept.mkdir(parents=True)
     (kept / "report.md").write_text("# Verification: FAILED\n")
@@ -126,7 +126,7 @@ def test_what_a_failed_gate_found_is_on_the_page(planned: PlannedRun) -> None:
 
 def test_a_run_that_failed_at_once_has_a_page_too(planned: PlannedRun) -> None:
     page = report_page(planned, None, RuntimeError())
-    assert "# small: failed at convert" in page and "```\nRuntimeError\n```" in page and "stage.log" not in page
+    assert "# small: failed at prepare" in page and "```\nRuntimeError\n```" in page and "stage.log" not in page
     assert "## Lineage" not in page and "## Training" not in page
 
 
@@ -136,7 +136,7 @@ def test_the_error_goes_on_its_way_and_the_page_is_there(planned: PlannedRun, mo
     for error, state in ((GateError("no"), "failed"), (SystemExit(), "stopped")):
         with pytest.raises(type(error)), reported(planned):
             raise error
-        assert (planned.store.run_dir("small") / "report.md").read_text().startswith(f"# small: {state} at convert")
+        assert (planned.store.run_dir("small") / "report.md").read_text().startswith(f"# small: {state} at prepare")
     with reported(planned):
         make(planned, *everything(planned))
     assert (planned.store.run_dir("small") / "report.md").read_text().startswith("# small: done")
@@ -152,7 +152,7 @@ def test_prefect_takes_the_key(name: str) -> None:
 
 
 def test_plans_of_the_fixture_are_the_graphs(planned: PlannedRun) -> None:
-    assert everything(planned)[0] == "convert" and everything(planned)[-1] == "compare"
+    assert everything(planned)[0] == "prepare" and everything(planned)[-1] == "compare"
     assert all(isinstance(plan, StagePlan) for plan in planned.plans.values())
 
 
@@ -165,7 +165,7 @@ def test_what_is_reused_says_how_long_it_took_when_it_was_made(planned: PlannedR
 
 def test_ctrl_c_is_told_as_a_stop_that_can_go_on(planned: PlannedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.report._show", lambda planned, error=None: None)
-    make(planned, "convert", "verify_convert")
+    make(planned, "prepare", "convert", "verify_convert")
     with pytest.raises(StoppedError) as stopped, reported(planned):
         raise KeyboardInterrupt
     expected = "stopped at train before anything was saved"
@@ -177,4 +177,4 @@ def test_ctrl_c_is_told_as_a_stop_that_can_go_on(planned: PlannedRun, monkeypatc
 
 def test_a_cancelled_run_is_no_failed_one(planned: PlannedRun) -> None:
     page = report_page(planned, None, SystemExit())
-    assert "# small: stopped at convert" in page and "failed" not in page
+    assert "# small: stopped at prepare" in page and "failed" not in page

@@ -13,7 +13,7 @@ from mcore.backend.balancing import BalancedRouter
 from mcore.backend.layout import Layout
 from mcore.backend.model import build_model
 from mcore.backend.parallel import parallel_processes
-from mcore.data.dataset import build_datasets
+from mcore.data.prepare.build import build_datasets
 from mcore.metrics import read_metrics
 from mcore.train.run import train
 from tests.reference_routers import RouterLosses

@@ -14,14 +14,14 @@ import torch
 from configs.schema.data import DataConfig
 from mcore.backend.layout import Layout
 from mcore.backend.parallel import parallel_processes
-from mcore.data.dataset import build_datasets
+from mcore.data.prepare.build import build_datasets
 from mcore.errors import CheckpointError, ConfigError, SourceError, TrainingError
 from mcore.metrics import read_metrics
 from mcore.select import iterations_in
 from mcore.train.run import train
 from tests.reference_training import train_with_transformers
 from tests.tiny_models import PADDED_VOCAB_SIZE, mcore_tensors, tiny_hf_model
-from tests.tiny_runs import make_base, recorded, saved_tensors, tiny_run
+from tests.tiny_runs import make_base, recorded, saved_tensors, tiny_run, write_rows
 
 Train = Callable[..., Path]
 
@@ -61,6 +61,19 @@ def test_training_is_what_transformers_and_torch_do(name: str, folder: Path, tra
     weights = final_weights(output)
     for key, expected in mcore_tensors(model, hf_config, padded_vocab_size=PADDED_VOCAB_SIZE).items():
         assert torch.allclose(weights[key], expected, atol=1e-4), key
+
+
+def test_answers_count_by_their_weights_as_transformers_and_torch_would_have_it(tmp_path: Path) -> None:
+    model, _ = make_base(tmp_path / "base", "qwen3_tied")
+    write_rows(tmp_path / "train.jsonl", 22, seed=22, weighted=True)
+    run = tiny_run(tmp_path, train_iters=6)
+    data, _ = build_datasets(run.data, "sft", tmp_path / "base/hf")
+    assert len({float(weight) for sample in data for weight in sample.loss_mask}) > 3
+    expected = train_with_transformers(model, run, data)
+    for name, packing in (("padded", False), ("packed", True)):
+        with parallel_processes(Layout()):
+            train(tiny_run(tmp_path, train_iters=6, packing=packing), tmp_path / "base", tmp_path / name)
+        assert figures(tmp_path / name) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 4, 8])
