@@ -25,7 +25,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.train import LEAN, REMAINDERS
+from benchmarks.train import LEAN, LORA, REMAINDERS
 from benchmarks.train_cases import QWEN2, SEQUENCE, SHAPES
 from configs.schema.train import TrainConfig
 from mcore.backend import parallel
@@ -96,6 +96,7 @@ CASES: Mapping[str, Mapping[str, Any]] = {
     "bfloat16, full block 1": FULL | {"recompute_method": "block"},
 }
 
+FP8 = {"fp8_format": "hybrid"}
 ON_H100: Sequence[tuple[str, int, bool, Mapping[str, Any], float | None]] = (
     ("1.5b", 2, True, {}, 47.4),
     ("1.5b", 4, True, {}, 63.1),
@@ -105,6 +106,11 @@ ON_H100: Sequence[tuple[str, int, bool, Mapping[str, Any], float | None]] = (
     ("3b", 2, True, LEAN, 60.1),
     ("3b", 4, True, LEAN, None),
     ("3b", 1, False, LEAN, 56.4),
+    ("3b", 2, True, LEAN | FP8 | {"fp8_recipe": "delayed"}, 61.8),
+    ("3b", 2, True, LEAN | FP8 | {"fp8_recipe": "tensorwise"}, 61.2),
+    ("3b", 2, True, LEAN | FP8 | {"fp8_recipe": "blockwise"}, 61.3),
+    ("7b", 2, True, LORA, 54.0),
+    ("7b", 2, True, LORA | FP8 | {"fp8_recipe": "tensorwise"}, 66.2),
 )
 """Shape, micro-batch size, whether Transformer Engine, settings, GiB allocated; None: out of memory.
 
@@ -382,7 +388,12 @@ def _gpu_row(shape: str, micro_batch_size: int, engine: bool, settings: Mapping[
     estimate = estimated_on_h100(shape, micro_batch_size, engine, settings)
     tensors, total = estimate.tensors / 2**30, estimate.total / 2**30
     was, deviation = ("out of memory", "") if gib is None else (f"{gib:.1f}", f"{tensors / gib - 1:+.1%}")
-    what = "bf16 gradients and moments" if settings == LEAN else "remainders" if settings else ""
+    words = ["LoRA"] if "tuner_type" in settings else []
+    if settings.get("use_precision_aware_optimizer"):
+        words.append("bf16 gradients and moments" if "main_grads_dtype" in settings else "remainders")
+    if settings.get("fp8_format"):
+        words.append(f"FP8, {settings['fp8_recipe']} scales")
+    what = ", ".join(words)
     layers = "transformer_engine" if engine else "torch"
     return f"| {shape} | {layers} | {micro_batch_size} | {what} | {was} | {tensors:.1f} | {deviation} | {total:.1f} |"
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from flows.estimates import Estimate
 from flows.nearest import Earlier, Nearest
 from flows.plan import Decision, decide, edges, totals
-from flows.plan_memory import memory_table
+from flows.plan_memory import memory_as_json, memory_table, training_memory
 from flows.run_options import Overrides, RunFile, StoreFolder, all_overrides
 from flows.tables import plain_table, show
 from mcore.errors import ConfigError, Problem
@@ -68,10 +68,11 @@ def _show_plan(checked: CheckedRun, decisions: list[Decision]) -> None:
         does = Text(decision.action, STYLES[decision.action])
         table.add_row(decision.stage.name, does, *(cells if has_estimates else []), Text(decision.why))
     show(table)
-    if (memory := memory_table(checked)) is not None:
+    if (memory := training_memory(checked)) is not None:
+        table, text = memory_table(memory)
         typer.echo("")
-        show(memory[0])
-        typer.echo(f"{memory[1]}\n")
+        show(table)
+        typer.echo(f"{text}\n")
     if is_under_way(checked.store, checked.run.name):
         typer.echo(f"A run named {checked.run.name} is under way; another one would wait for it.")
     num = {action: sum(decision.action == action for decision in decisions) for action in STYLES}
@@ -113,6 +114,7 @@ def plan_as_json(checked: CheckedRun, decisions: list[Decision]) -> dict[str, An
             }
             for decision in decisions
         ],
+        "memory": memory_as_json(training_memory(checked)),
         "seconds": seconds,
         "bytes": num_bytes,
         "without_estimate": unknown,

@@ -37,6 +37,7 @@ class LayerBytes:
         explicit: Whether attention holds the scores of all pairs of tokens.
         longest: Tokens of the longest sample.
         has_shared_gate: Whether what shared experts put out goes through a gate.
+        keeps_fp8: Whether linear layers keep their inputs in FP8, for their weights' gradients.
     """
 
     dims: ModelDims
@@ -49,6 +50,7 @@ class LayerBytes:
     explicit: bool
     longest: int
     has_shared_gate: bool
+    keeps_fp8: bool
 
     @classmethod
     def of(cls, config: TrainConfig, hf_config: Mapping[str, Any], *, engine: bool, on_gpu: bool, longest: int) -> Self:
@@ -74,6 +76,8 @@ class LayerBytes:
             explicit=not engine and (scores or uneven),
             longest=longest,
             has_shared_gate=bool(arguments.get("moe_shared_expert_gate")),
+            # Adapters read their inputs in bf16, and frozen weights get no gradients.
+            keeps_fp8=config.fp8_format is not None and config.tuner_type == "full",
         )
 
     def layer(self, layer: int, recomputed: Container[str] = ()) -> float:
@@ -95,7 +99,23 @@ class LayerBytes:
             kept += self._experts(recomputed)
         if not is_moe and "mlp" not in recomputed:
             kept += self._mlp(self.dims.ffn)
-        return kept
+        return kept - (self._saved_by_fp8(is_moe=is_moe, recomputed=recomputed) if self.keeps_fp8 else 0.0)
+
+    def _saved_by_fp8(self, *, is_moe: bool, recomputed: Container[str]) -> float:
+        """What is kept in 1 byte instead of `a`: norms' outputs, and inputs of the MLP's output layer.
+
+        The input of attention's output layer is kept by attention as well, so that its copy in FP8 is more (1 * q); so
+        is what a router or several projections of latents read. Of experts: both inputs of each token's copies.
+        """
+        dims, tp, saved = self.dims, self.layout.tensor_model_parallel_size, self.item - 1
+        has_latents = "qk_dim" in dims.more
+        in_fp8 = 0.0 if has_latents else dims.hidden / self._sequence()
+        if not is_moe:
+            in_fp8 += dims.hidden / self._sequence() + (dims.ffn / tp if "mlp" not in recomputed else 0)
+        elif "moe" not in recomputed:
+            copies = self.topk * self.layout.expert_tensor_size / self._sequence()
+            in_fp8 += copies * (dims.hidden + dims.size("moe_ffn") / self.layout.expert_tensor_size)
+        return saved * in_fp8 - self._attention_width() / tp
 
     def boundary(self) -> float:
         """Bytes a token of a layer's input, `a * H`: what a recomputed layer keeps."""

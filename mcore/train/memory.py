@@ -23,6 +23,12 @@ from mcore.train.parameters import Parameter, layers_of_stages, parameters_of
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 ALIGNMENT, BUCKET = 64, 128
 """Numbers that each parameter's place in megatron-core's buffers, and the whole buffer, is a multiple of."""
+FP8_BYTES = 2
+"""Of each number of a matrix: Transformer Engine keeps its FP8 form from step to step, and that transposed."""
+HOST_BYTES = 16
+"""Of each parameter whose optimizer is in the host's memory: weight, gradient and two moments in fp32.
+
+Source: megatron-core 0.16.1 `HybridDeviceOptimizer`, which keeps its copy of the gradients between steps."""
 LOGIT_BYTES = 8
 """Of each logit of a chunk, at most at once: in bf16, its gradient, and one in fp32; or two in fp32."""
 OUTSIDE_BYTES, HOLES = 1.0e9, 0.04
@@ -37,6 +43,7 @@ class StageMemory:
 
     Attributes:
         weights: `dtype * parameters`. With the distributed optimizer they lie in a buffer, padded as gradients are.
+            With `fp8_format` 2 more for the layers' matrices, whether they learn or not.
         gradients: `main_grads_dtype * learning parameters`, padded: they are summed over micro-batches.
         main_weights: fp32 copies of bf16 weights, 4 each; 2 with `use_precision_aware_optimizer` (remainders).
         moments: `exp_avg_dtype + exp_avg_sq_dtype`. Main weights and moments are divided by DP x CP with the
@@ -49,6 +56,8 @@ class StageMemory:
             recomputation makes again.
         communication: Whole sequences gathered for sequence parallelism; what stages send each other (2 * a * H).
         outside: Assumed: CUDA, NCCL, the allocator.
+        host: Not of the device: with `optimizer_cpu_offload` 16 bytes of the host's memory for each parameter that is
+            offloaded, as divided over processes as moments are.
     """
 
     weights: float
@@ -60,16 +69,21 @@ class StageMemory:
     layer: float
     communication: float
     outside: float
+    host: float
 
     @property
     def total(self) -> float:
-        """All of it."""
-        return float(sum(getattr(self, field.name) for field in fields(self)))
+        """All of it that is on the device."""
+        return float(sum(getattr(self, name) for name in DEVICE_PARTS))
 
     @property
     def tensors(self) -> float:
         """What tensors take: what torch calls allocated."""
         return self.total - self.outside
+
+
+DEVICE_PARTS = tuple(field.name for field in fields(StageMemory) if field.name != "host")
+"""What the device holds."""
 
 
 def estimate(run: RunConfig, hf_config: Mapping[str, Any], *, engine: bool, on_gpu: bool) -> list[StageMemory]:
@@ -139,15 +153,17 @@ def estimate_training(
         gathered = layers.item * dims.hidden if layout.sequence_parallel else 0.0
         loss = _loss(config, layers, tokens, padded_vocab_size) if stage == last else 0.0
         in_layer = tokens * (again + layers.gradients(max(numbers, default=0)))
+        static = _static(config, layout, parameters[stage], num_processes)
+        host = static.pop("host")
         tensors = {
-            **_static(config, layout, parameters[stage], num_processes),
+            **static,
             "activations": tokens * kept * held,
             "loss": loss if loss >= in_layer else 0.0,
             "layer": 0.0 if loss >= in_layer else in_layer,
             "communication": tokens * (passing + gathered),
         }
         outside = OUTSIDE_BYTES + HOLES * sum(tensors.values()) if on_gpu else 0.0
-        stages.append(StageMemory(**tensors, outside=outside))
+        stages.append(StageMemory(**tensors, outside=outside, host=host))
     return stages
 
 
@@ -168,7 +184,9 @@ def _static(
         True: num_processes // (layout.expert_tensor_size * layout.expert_model_parallel_size * pipeline),
     }
     frozen = sum(p.numel * p.count for p in parameters if not p.learns)
-    found = {"weights": float(weight * frozen), "gradients": 0.0, "main_weights": 0.0, "moments": 0.0}
+    found = {"weights": float(weight * frozen), "gradients": 0.0, "main_weights": 0.0, "moments": 0.0, "host": 0.0}
+    if config.fp8_format is not None:
+        found["weights"] += FP8_BYTES * sum(p.numel * p.count for p in parameters if p.is_matrix)
     for is_expert, divisor in copies.items():
         mine = [p for p in parameters if p.learns and p.is_expert == is_expert]
         numel = sum(p.numel * p.count for p in mine)
@@ -180,6 +198,7 @@ def _static(
         found["gradients"] += gradient * held + copied_gradient * numel * on_device
         found["main_weights"] += main * numel * on_device
         found["moments"] += moments * numel * on_device
+        found["host"] += HOST_BYTES * numel * (1 - on_device)
     return found
 
 

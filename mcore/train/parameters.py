@@ -47,12 +47,14 @@ class Parameter:
         count: How many there are.
         learns: Whether the optimizer changes it.
         is_expert: Whether its copies are on the processes that have copies of the experts.
+        is_matrix: Whether it is a matrix of a decoder layer that tokens are multiplied with: what FP8 is about.
     """
 
     numel: int
     count: int = 1
     learns: bool = True
     is_expert: bool = False
+    is_matrix: bool = False
 
 
 def layers_of_stages(layout: Layout, num_layers: int) -> list[list[int]]:
@@ -135,11 +137,13 @@ def _parameter(rule: Rule, dims: ModelDims, layout: Layout, features: Features, 
     is_divided = name.endswith(ROWS_DIVIDED + COLUMNS_DIVIDED)
     if features.qk_norm_over == "projection":
         is_divided |= name.endswith(HEAD_NORMS)
+    is_matrix = rule.per_layer and name.endswith(ROWS_DIVIDED + COLUMNS_DIVIDED) and name.endswith(".weight")
     if not rule.per_expert:
-        return Parameter(numel // (layout.tensor_model_parallel_size if is_divided else 1), learns=learns)
+        numel //= layout.tensor_model_parallel_size if is_divided else 1
+        return Parameter(numel, learns=learns, is_matrix=is_matrix)
     size = layout.expert_tensor_size if is_divided else 1
     count = dims.size("experts") // layout.expert_model_parallel_size
-    return Parameter(numel // size, count, learns, layout.divides_experts_differently)
+    return Parameter(numel // size, count, learns, layout.divides_experts_differently, is_matrix)
 
 
 def _adapters(

@@ -59,7 +59,7 @@ def count_problems(launch: LaunchConfig, gpus: Sequence[Gpu], needs: Mapping[str
 def memory_problems(
     run: RunConfig, hf_config: Mapping[str, Any], gpus: Sequence[Gpu], *, engine: bool
 ) -> list[Problem]:
-    """Whether the tensors of training alone, as estimated, are more than the devices have.
+    """Whether the tensors of training alone, as estimated, are more than the devices or the host have.
 
     Args:
         run: The run; its training is about to run here.
@@ -71,7 +71,7 @@ def memory_problems(
         stages = estimate(run, hf_config, engine=engine, on_gpu=bool(gpus))
     except PipelineError:
         return []  # said with the model
-    return _gpu_memory(run, stages, gpus) if gpus else _host_memory(run, stages)
+    return _gpu_memory(run, stages, gpus) + _offloaded(run, stages) if gpus else _host_memory(run, stages)
 
 
 FIX = "Divide the model further, recompute activations, or take a smaller micro-batch (`mcore-flows plan` shows parts)."
@@ -93,9 +93,21 @@ def _gpu_memory(run: RunConfig, stages: Sequence[StageMemory], gpus: Sequence[Gp
     return [Problem(what, f"{count} GPU{'s' * (count > 1)} with that much free", found, fix)]
 
 
+def _offloaded(run: RunConfig, stages: Sequence[StageMemory]) -> list[Problem]:
+    needed, total = _of_all_processes(run, [stage.host for stage in stages]), host_memory()
+    if needed <= total:
+        return []
+    what = f"train.optimizer_cpu_offload with {run.launch.nproc_per_node} processes"
+    fix = "Offload less of it (train.optimizer_offload_fraction), or take a host with more."
+    return [Problem(what, f"{needed / GIB:.1f} GiB of the host's memory", f"{total / GIB:.1f} GiB", fix)]
+
+
+def _of_all_processes(run: RunConfig, of_stages: Sequence[float]) -> float:
+    return sum(of_stages) * run.launch.nproc_per_node / len(of_stages)
+
+
 def _host_memory(run: RunConfig, stages: Sequence[StageMemory]) -> list[Problem]:
-    processes = run.launch.nproc_per_node / len(stages)
-    needed, total = sum(stage.tensors for stage in stages) * processes, host_memory()
+    needed, total = _of_all_processes(run, [stage.tensors for stage in stages]), host_memory()
     if needed <= total:
         return []
     what = f"training on the CPU with {run.launch.nproc_per_node} processes"

@@ -82,6 +82,32 @@ def test_what_is_offloaded_takes_no_memory_of_the_device(fraction: float) -> Non
     assert offloaded.gradients == plain.gradients + offloaded.main_weights  # fp32 copies of those that stay
 
 
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_what_is_offloaded_is_the_hosts(num_processes: int) -> None:
+    lean = {"torch_dtype": "bfloat16", "use_precision_aware_optimizer": True}
+    offload = {"optimizer_cpu_offload": True, "optimizer_offload_fraction": 0.25}
+    (plain,), (offloaded,) = (estimate_of("dense", num_processes, **settings) for settings in (lean, lean | offload))
+    assert plain.host == 0
+    assert offloaded.host == (plain.moments - offloaded.moments) * 16 / 8  # weights, gradients and moments in fp32
+    assert offloaded.total < plain.total
+
+
+@pytest.mark.parametrize("model", ["dense", "experts"])
+def test_copies_of_matrices_in_fp8_are_counted(model: str) -> None:
+    lora = {"tuner_type": "lora", "torch_dtype": "bfloat16"}
+    fp8 = {"fp8_format": "hybrid", "fp8_recipe": "tensorwise"}
+    hidden, ffn, layers = 256, 768, 4
+    matrices = layers * hidden * (256 + 2 * 128 + 256)  # query, key and value, output
+    # The first layer's MLP is dense, the others have 8 experts of this width.
+    mlps = 3 * hidden * (layers * ffn if model == "dense" else ffn + (layers - 1) * 8 * 256)
+    (plain,), (copied,) = estimate_of(model, 1, **lora), estimate_of(model, 1, **lora | fp8)
+    assert copied.weights - plain.weights == 2 * (matrices + mlps)
+    assert copied.activations == plain.activations  # adapters read inputs in bf16
+    (plain,), (copied,) = estimate_of(model, 1), estimate_of(model, 1, **fp8)
+    assert copied.weights - plain.weights == 2 * (matrices + mlps)
+    assert copied.activations < plain.activations
+
+
 def test_data_parallel_processes_share_the_optimizer() -> None:
     (one,), (two,) = estimate_of("dense", 1), estimate_of("dense", 2)
     assert (two.moments, two.main_weights) == (one.moments / 2, one.main_weights / 2)

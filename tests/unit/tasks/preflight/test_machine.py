@@ -149,6 +149,17 @@ def test_what_fits_no_device_is_refused(raw: dict[str, Any]) -> None:
     assert problem.found == f"{host_memory() / 2**30:.1f} GiB"
 
 
+def test_what_is_offloaded_must_fit_the_host(raw: dict[str, Any]) -> None:
+    run = run_of(raw, nproc_per_node=2)
+    offload = {"torch_dtype": "bfloat16", "use_precision_aware_optimizer": True, "optimizer_cpu_offload": True}
+    run = run.model_copy(update={"train": run.train.model_copy(update=offload)})
+    assert memory_problems(run, CONFIG, [gpu(0), gpu(1)], engine=True) == []
+    problem = memory_problems(run, BIG, [gpu(0), gpu(1)], engine=True)[-1]
+    assert problem.subject == "train.optimizer_cpu_offload with 2 processes"
+    # 16 bytes of each of 69.5e9 parameters: 80 layers of 855.6e6 and the embedding; two processes have one half each.
+    assert problem.expected == "1035.7 GiB of the host's memory" and problem.found == f"{host_memory() / 2**30:.1f} GiB"
+
+
 def test_memory_that_others_use_is_told_and_what_runs_of_ours_hold_is_not(raw: dict[str, Any]) -> None:
     run = run_of(raw, nproc_per_node=2)
     taken = gpu(1, free=0.00001)
