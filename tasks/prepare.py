@@ -5,6 +5,7 @@ from __future__ import annotations
 import yaml
 
 from mcore.artifacts import ArtifactRef
+from mcore.data.sources.identity import pinned
 from tasks.stage import Job, stage
 
 
@@ -12,5 +13,9 @@ from tasks.stage import Job, stage
 def prepare(job: Job, *, hf: ArtifactRef) -> None:
     """Training and validation rows, checked and tokenised by the base model's template, and the data report."""
     run_file = job.stage_dir / "run.yaml"
-    run_file.write_text(yaml.safe_dump(job.run.model_dump(mode="json"), sort_keys=False))
+    run = job.run.model_dump(mode="json")
+    for name in ("dataset", "val_dataset"):
+        # What the key was made of, and not what a hub has by now.
+        run["data"][name] = [pinned(entry) for entry in run["data"][name]]
+    run_file.write_text(yaml.safe_dump(run, sort_keys=False))
     job.python("mcore.data.prepare", run_file, "--hf", hf.path, "--output", job.output, "--overwrite")

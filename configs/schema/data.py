@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from configs.schema.placeholders import Names
 from configs.schema.sources import SourceFields
@@ -39,3 +39,13 @@ class DataConfig(TemplateFields, SourceFields):
     """Seed of sampling, splitting and order."""
     dataset_num_proc: int = Field(default=1, ge=1)
     """Processes that tokenise the rows. What they make is the same for any number."""
+
+    @model_validator(mode="after")
+    def _shares_are_of_whole_entries(self) -> Self:
+        if self.interleave_prob and len(self.interleave_prob) != len(self.dataset):
+            raise ValueError(
+                f"interleave_prob has {len(self.interleave_prob)} shares for {len(self.dataset)} entries of dataset"
+            )
+        if self.interleave_prob and any("#" in entry for entry in self.dataset):
+            raise ValueError("interleave_prob and #N both say how many rows are taken; leave one of them out")
+        return self

@@ -6,6 +6,7 @@ Python's own `random.Random`, seeded with a text, draws the same numbers on ever
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Hashable, Sequence
@@ -13,28 +14,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from mcore.data.sources.names import HubDataset, hub_dataset
+
 T = TypeVar("T")
 H = TypeVar("H", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetSpec:
-    """`path` or `path#N`. `num_rows` is None without `#N`: all rows, once."""
+    """`path` or `path#N`. `num_rows` is None without `#N`: all rows, once. `hub` is set for a hub's data set."""
 
     path: Path
     num_rows: int | None = None
+    hub: HubDataset | None = None
 
 
 def parse_spec(text: str) -> DatasetSpec | str:
-    """The parts of `path#N`, or in words what is wrong with it."""
+    """The parts of `path#N`, or of a hub's `name#N` (`mcore.data.sources.names`); or in words what is wrong with it."""
     path, mark, count = text.rpartition("#")
     if not mark:
-        return DatasetSpec(Path(text)) if text.strip() else "no path"
+        path = text
     if not path.strip():
-        return "no path before #"
-    if not re.fullmatch(r"[1-9][0-9]{0,11}", count):
+        return "no path before #" if mark else "no path"
+    if mark and not re.fullmatch(r"[1-9][0-9]{0,11}", count):
         return f"{count!r} after #, where the number of rows belongs"
-    return DatasetSpec(Path(path), int(count))
+    hub = hub_dataset(path)
+    return hub if isinstance(hub, str) else DatasetSpec(Path(path), int(count) if mark else None, hub)
 
 
 def sample(rows: Sequence[T], num_rows: int | None, *, key: str, shuffle: bool = True) -> list[T]:
@@ -51,6 +56,24 @@ def sample(rows: Sequence[T], num_rows: int | None, *, key: str, shuffle: bool =
     repeats, rest = divmod(num_rows, len(rows))
     drawn = random.Random(key).sample(rows, rest) if shuffle else list(rows[:rest])
     return [*rows] * repeats + drawn
+
+
+def shares(sizes: Sequence[int], weights: Sequence[float], *, until_all: bool = False) -> list[int]:
+    """How many rows to draw of each source, so that they are in the ratio of the weights.
+
+    Args:
+        sizes: Rows of each source, at least one.
+        weights: A positive number for each.
+        until_all: Take so many that each row is drawn at least once; otherwise so many that none is drawn twice.
+
+    Returns:
+        At least one row of each, rounded to whole rows.
+    """
+    per_weight = [size / weight for size, weight in zip(sizes, weights, strict=True)]
+    scale = max(per_weight) if until_all else min(per_weight)
+    # Rounded first: 3 rows are 3, not the 2.9999999999999996 or 3.0000000000000004 that floats make of them.
+    exact = [round(scale * weight, 6) for weight in weights]
+    return [max(1, math.ceil(rows) if until_all else math.floor(rows)) for rows in exact]
 
 
 def split(rows: Sequence[H], ratio: float, *, seed: int, shuffle: bool = True) -> tuple[list[H], list[H]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from configs.schema.data import DataConfig
 from mcore.data.rows import Dropped, Method, Row, raise_problems
-from mcore.data.sampling import sample
+from mcore.data.sampling import sample, shares
 from mcore.data.sources.source import Source, open_source, read
 from mcore.errors import DataError, Problem
 
@@ -92,18 +92,22 @@ def select(config: DataConfig) -> Selection:
     """
     problems = config_problems(config)
     sources: dict[str, Source] = {}
-    draws: list[tuple[str, str, np.ndarray]] = []
+    named: list[tuple[str, int, Source]] = []
     for field, entries in (("dataset", config.dataset), ("val_dataset", config.val_dataset)):
         what = f"data.{field}"
         for index, entry in enumerate(entries):
             source = opened(entry, config, f"{what}[{index}] {entry!r}", problems)
             if source is not None:
                 sources.setdefault(source.name, source)
-                key = f"{config.data_seed}:{what}:{index}"
-                rows = range(source.num_rows)
-                drawn = sample(rows, source.spec.num_rows, key=key, shuffle=config.dataset_shuffle)
-                draws.append((field, source.name, np.array(drawn, np.int64)))
+                named.append((field, index, source))
     raise_problems("the data can't be used", list(dict.fromkeys(problems)))
+    mixed = _mixed([source.num_rows for field, _, source in named if field == "dataset"], config)
+    draws: list[tuple[str, str, np.ndarray]] = []
+    for field, index, source in named:
+        num_rows = mixed[index] if mixed and field == "dataset" else source.spec.num_rows
+        key = f"{config.data_seed}:data.{field}:{index}"
+        drawn = sample(range(source.num_rows), num_rows, key=key, shuffle=config.dataset_shuffle)
+        draws.append((field, source.name, np.array(drawn, np.int64)))
     taken = {name: np.unique(np.concatenate([rows for _, of, rows in draws if of == name])) for name in sources}
     first = dict(zip(taken, np.cumsum([0, *map(len, taken.values())]), strict=False))
 
@@ -112,6 +116,13 @@ def select(config: DataConfig) -> Selection:
         return np.concatenate([np.empty(0, np.int64), *found])
 
     return Selection(tuple(sources.values()), tuple(taken.values()), numbers("dataset"), numbers("val_dataset"))
+
+
+def _mixed(sizes: list[int], config: DataConfig) -> list[int]:
+    """Rows to draw of each entry of `dataset` by `interleave_prob`; none without it."""
+    if not config.interleave_prob:
+        return []
+    return shares(sizes, config.interleave_prob, until_all=config.stopping_strategy == "all_exhausted")
 
 
 def config_problems(config: DataConfig) -> list[Problem]:

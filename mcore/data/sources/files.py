@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mcore.data.sources import lines, tables
+from mcore.data.sources.self_cognition import vary
 from mcore.errors import DataError, Problem
 
 Records = Callable[[Path, "array[int]", int, int], Iterator[Any]]
@@ -60,6 +61,7 @@ class Part:
         kind: A key of `KINDS`.
         num_rows: How many rows it has, broken ones among them.
         starts: What the reader of its kind remembers.
+        variant: What its rows are made into (`mcore.data.sources.self_cognition`); empty for what they are.
     """
 
     path: Path
@@ -67,12 +69,14 @@ class Part:
     kind: str
     num_rows: int
     starts: array[int] = field(repr=False)
+    variant: str = ""
 
     def read(self, start: int, stop: int) -> Iterator[tuple[str, Any]]:
         """Place of each row from `start` to `stop`, and what the file holds there or a `RowError`."""
         kind = KINDS[self.kind]
         for number, data in enumerate(kind.records(self.path, self.starts, start, stop), start=start + 1):
-            yield f"{self.name}{kind.mark}{number}", data
+            is_varied = self.variant and isinstance(data, dict)
+            yield f"{self.name}{kind.mark}{number}", vary(data, self.variant) if is_varied else data
 
 
 def suffix_kind(path: Path) -> str | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,9 @@ from mcore.data.formats.adapt import adapt
 from mcore.data.formats.row import to_row
 from mcore.data.rows import Dropped, Method, Row, RowError, raise_problems
 from mcore.data.sampling import DatasetSpec, parse_spec
+from mcore.data.sources import hub
 from mcore.data.sources.files import Part, files_of, open_file
+from mcore.data.sources.self_cognition import REPOSITORY, VARIANTS
 from mcore.errors import DataError, Problem
 
 NO_VALUE = {name: f"no_{field_name.partition('.')[2]}" for name, field_name in FIELD_OF.items()}
@@ -76,15 +78,34 @@ def open_source(entry: str, config: DataConfig) -> Source:
         raise DataError("the data can't be used", [Problem(repr(entry), found=spec)])
     problems = _system_problems(config)
     adapter = _adapter(config, problems)
-    parts = []
-    for path in files_of(spec.path):
-        try:
-            parts.append(open_file(path, str(path)))
-        except DataError as exc:
-            problems += exc.problems
+    parts = list(_parts(spec, problems))
     raise_problems("the data can't be used", problems)
     values = {name: placeholder_values(config.model_name, config.model_author, name) for name in LANGUAGES}
-    return Source(str(spec.path), spec, tuple(parts), values, config.system, adapter)
+    return Source(_name(spec), spec, tuple(parts), values, config.system, adapter)
+
+
+def _name(spec: DatasetSpec) -> str:
+    return str(spec.path if spec.hub is None else spec.hub)
+
+
+def _parts(spec: DatasetSpec, problems: list[Problem]) -> Iterator[Part]:
+    """The files of a source that can be read; what is wrong with the others goes to `problems`."""
+    if spec.hub is None:
+        files = [("", path, str(path)) for path in files_of(spec.path)]
+    else:
+        files = [
+            (subset, path, f"{spec.hub}/{path.name}")
+            for subset, paths in hub.files_of(spec.hub).items()
+            for path in paths
+        ]
+    for subset, path, name in files:
+        try:
+            part = open_file(path, name)
+        except DataError as exc:
+            problems += exc.problems
+            continue
+        is_made = spec.hub is not None and spec.hub.repo == REPOSITORY and subset in VARIANTS
+        yield replace(part, variant=subset) if is_made else part
 
 
 def _system_problems(config: DataConfig) -> list[Problem]:

@@ -52,6 +52,8 @@ TABLE = {
     "data.columns": ({"question": "query"}, FROM_PREPARE),
     "data.adapter": ("data/other.jsonl", FROM_PREPARE),
     "data.max_dropped_rows": (5, FROM_PREPARE),
+    "data.interleave_prob": ([1.0], FROM_PREPARE),
+    "data.stopping_strategy": ("all_exhausted", FROM_PREPARE),
     "data.dataset_num_proc": (4, NOTHING),
     "data.dataset_shuffle": (False, FROM_PREPARE),
     "data.data_seed": (1, FROM_PREPARE),

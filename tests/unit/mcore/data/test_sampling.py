@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcore.data.sampling import DatasetSpec, order, parse_spec, sample, split
+from mcore.data.sampling import DatasetSpec, order, parse_spec, sample, shares, split
 
 ROWS = st.lists(st.integers(), min_size=1, max_size=40, unique=True)
 SEEDS = st.integers(min_value=0, max_value=2**32)
@@ -87,3 +87,22 @@ def test_specs(text, expected):
 )
 def test_specs_that_are_wrong(text):
     assert isinstance(parse_spec(text), str)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 5000), st.floats(0.05, 20)), min_size=1, max_size=5),
+    st.booleans(),
+)
+def test_shares_are_in_the_ratio_of_their_weights(sources, until_all):
+    sizes, weights = zip(*sources, strict=True)
+    counts = shares(sizes, weights, until_all=until_all)
+    wanted = (max if until_all else min)(size / weight for size, weight in sources)
+    for count, size, weight in zip(counts, sizes, weights, strict=True):
+        assert count >= size if until_all else count <= size
+        assert abs(count - wanted * weight) <= 1
+
+
+def test_shares_of_known_sizes():
+    assert shares([300, 300], [3, 1]) == [300, 100]
+    assert shares([300, 300], [3, 1], until_all=True) == [900, 300]
+    assert shares([100, 50, 10], [0.1, 0.2, 0.7]) == [1, 2, 10]

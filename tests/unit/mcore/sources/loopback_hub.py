@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 @contextmanager
 def hub(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """Serve a folder of models; yields the address and the list of files that were asked for, as it grows."""
+    """Serve a folder of models and data sets; yields the address and the list of files that were asked for, as it grows."""
     served: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -37,18 +37,20 @@ def hub(root: Path) -> Iterator[tuple[str, list[str]]]:
             url = urlsplit(self.path)
             query = {key: values[0] for key, values in parse_qs(url.query).items()}
             path = unquote(url.path)
-            if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+            if match := re.fullmatch(r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/revision/(.+))?", path):
                 self._hf_info(match[1], match[2] or "main")
             elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/(.+)", path):
                 self._hf_tree(match[1], match[2])
-            elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            elif match := re.fullmatch(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
                 self._file(match[1], match[2], match[3])
             elif match := re.fullmatch(r"/api/v1/models/([^/]+/[^/]+)/repo/files", path):
                 self._ms_files(match[1], query["Revision"])
-            elif match := re.fullmatch(r"/api/v1/models/([^/]+/[^/]+)/revisions", path):
+            elif match := re.fullmatch(r"/api/v1/datasets/([^/]+/[^/]+)/repo/tree", path):
+                self._ms_files(match[1], query["Revision"], page=int(query.get("PageNumber", 1)))
+            elif match := re.fullmatch(r"/api/v1/(?:models|datasets)/([^/]+/[^/]+)/revisions", path):
                 branches = [{"Revision": "master", "CreatedAt": 1}]
                 self._json({"Code": 200, "Success": True, "Data": {"RevisionMap": {"Branches": branches, "Tags": []}}})
-            elif match := re.fullmatch(r"/api/v1/models/([^/]+/[^/]+)/repo", path):
+            elif match := re.fullmatch(r"/api/v1/(?:models|datasets)/([^/]+/[^/]+)/repo", path):
                 self._file(match[1], query["Revision"], query["FilePath"])
             else:
                 self._json({"error": f"no such request: {path}"}, status=404)
@@ -85,7 +87,7 @@ def hub(root: Path) -> Iterator[tuple[str, list[str]]]:
                 ]
             )
 
-        def _ms_files(self, repo: str, revision: str) -> None:
+        def _ms_files(self, repo: str, revision: str, page: int = 1) -> None:
             folder = self._folder(repo, revision)
             if folder is None:
                 self._json({"Code": 10010205001, "Message": "no such model", "Success": False}, status=404)
@@ -100,7 +102,7 @@ def hub(root: Path) -> Iterator[tuple[str, list[str]]]:
                     "Revision": folder.name,
                 }
                 for path in sorted(folder.rglob("*"))
-                if path.is_file()
+                if path.is_file() and page == 1
             ]
             self._json({"Code": 200, "Success": True, "Data": {"Files": files}})
 

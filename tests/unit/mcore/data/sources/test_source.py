@@ -15,7 +15,10 @@ import pyarrow.parquet
 import pytest
 
 from configs.schema.data import DataConfig
+from mcore.artifacts import DigestCache
 from mcore.data.rows import Dropped, Row
+from mcore.data.sampling import DatasetSpec, parse_spec
+from mcore.data.sources.identity import content_digest
 from mcore.data.sources.source import Source, open_source, read
 from mcore.errors import DataError
 
@@ -188,3 +191,23 @@ def test_folders_of_no_kind_or_of_two(tmp_path: Path) -> None:
     as_csv(tmp_path / "b.csv", ROWS[:1])
     with pytest.raises(DataError, match="found csv and jsonl"):
         open_source(str(tmp_path), CONFIG)
+
+
+def test_what_a_source_holds_is_known_by_its_files(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    as_jsonl(folder / "a.jsonl", ROWS[:1])
+    as_jsonl(folder / "b.jsonl", ROWS[1:2])
+    digests = DigestCache(tmp_path / "digests.json")
+
+    def digest(entry: Path | str) -> str:
+        spec = parse_spec(str(entry))
+        assert isinstance(spec, DatasetSpec)
+        return content_digest(spec, digests)
+
+    before = digest(folder)
+    assert digest(f"{folder}#7") == before and digest(folder / "a.jsonl") == digests.digest(folder / "a.jsonl")
+    folder.rename(tmp_path / "elsewhere")
+    assert digest(tmp_path / "elsewhere") == before
+    as_jsonl(tmp_path / "elsewhere" / "c.jsonl", ROWS[2:3])
+    assert digest(tmp_path / "elsewhere") != before
