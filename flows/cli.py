@@ -18,12 +18,15 @@ from rich.console import Console
 from flows.children import go_on_in_own_session
 from flows.cli_artifacts import artifacts
 from flows.cli_bootstrap import bootstraps
+from flows.cli_chat import chats
 from flows.cli_dataset import dataset
 from flows.cli_doctor import doctors
 from flows.cli_from_swift import translation
 from flows.cli_node import node_commands
 from flows.cli_plan import RUNS, plans
+from flows.cli_prepare import prepare_commands
 from flows.cli_promote import promotion
+from flows.cli_push import pushes
 from flows.cli_runs import run_commands
 from flows.cli_stages import stages
 from flows.run_options import Overrides, RunFile, StoreFolder, all_overrides
@@ -62,6 +65,8 @@ def run(run_file: RunFile, overrides: Overrides = None, store: StoreFolder = Non
 app.add_typer(plans)
 app.add_typer(run_commands)
 app.add_typer(promotion)
+app.add_typer(chats)
+app.add_typer(pushes)
 
 
 @app.command(rich_help_panel=RUNS)
@@ -102,6 +107,7 @@ def _html_page(store: Store, name: str) -> Path:
 app.add_typer(node_commands)
 app.add_typer(translation)
 app.add_typer(stages)
+app.add_typer(prepare_commands)
 app.add_typer(artifacts, name="artifacts", rich_help_panel=RUNS)
 app.add_typer(dataset, name="dataset", rich_help_panel=RUNS)
 app.add_typer(bootstraps)

@@ -92,7 +92,7 @@ def convert(
     speed = [] if disk_gb_per_s is None else ["--disk-gb-per-s", disk_gb_per_s]
     divisor = ["--make-vocab-size-divisible-by", make_vocab_size_divisible_by]
     options = [*divisor, "--workers", workers, *speed, *_flag(overwrite=overwrite, dry_run=dry_run)]
-    become(_convert_command(_local_model(model), output, *options))
+    become(_convert_command(local_model(model), output, *options))
 
 
 @stages.command(rich_help_panel=PANEL)
@@ -208,7 +208,7 @@ def train(
         )
     output = output or Path("output") / run.name
     if base is None and run.train.load_safetensors:
-        base = _local_model(run.model.source)
+        base = local_model(run.model.source)
     if base is None:
         base = output.with_name(f"{output.name}-base")
         _make_base(base, run.model.source, run.convert.make_vocab_size_divisible_by)
@@ -251,7 +251,7 @@ def evaluate(
         asked = [word for file in perplexity or [] for word in ("--perplexity", file)]
         status = run_in_terminal(
             [
-                python, "-m", "mcore.evaluate", "run", "--model", _local_model(model), "--suite", suite, *asked,
+                python, "-m", "mcore.evaluate", "run", "--model", local_model(model), "--suite", suite, *asked,
                 *_adapter(adapter),
                 "--method", method, "--output", folder,
                 "--torch-dtype", torch_dtype, "--max-model-len", max_model_len,
@@ -315,7 +315,7 @@ def _model_name(source: str) -> str:
     return hub["repo"].partition("/")[2] if hub else Path(source).name
 
 
-def _local_model(source: str) -> Path:
+def local_model(source: str) -> Path:
     """The folder of a model, fetched to `models/` if it is no folder and was not fetched before.
 
     Raises:
@@ -388,7 +388,7 @@ def _make_base(base: Path, source: str, divisor: int) -> None:
     if not base.exists():
         say(f"{source}: converting to {base}")
         options = ["--make-vocab-size-divisible-by", divisor, "--source", made_of["source"]]
-        _must_succeed(_convert_command(_local_model(source), base, *options))
+        _must_succeed(_convert_command(local_model(source), base, *options))
         return
     found = _metrics_of(base)
     fix = f"Remove {base} to have it made again, name another --output, or pass --base {base} to train on it as it is."

@@ -21,7 +21,14 @@ def evaluate_base(job: Job, *, model: ArtifactRef) -> None:
 
 
 @stage("evaluate_tuned", interpreter=lambda run: _evaluation(run).python)
-def evaluate_tuned(job: Job, *, model: ArtifactRef, proof: ArtifactRef, adapter: ArtifactRef | None = None) -> None:
+def evaluate_tuned(
+    job: Job,
+    *,
+    model: ArtifactRef,
+    proof: ArtifactRef,
+    served: ArtifactRef | None = None,
+    adapter: ArtifactRef | None = None,
+) -> None:
     """Answers and perplexity of the tuned model, exported and proven: merged, or the base with an adapter."""
     _evaluate(job, model, adapter)
 

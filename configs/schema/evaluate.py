@@ -32,6 +32,9 @@ class EvaluateConfig(StrictModel):
     worse_confidence: float | None = Field(default=None, ge=0.5, lt=1)
     """Gate: fails if the tuned model is worse than the base with this confidence (0.95 is usual) in any group that the
     suite marks with `forgetting`; in any group if it marks none. By McNemar's exact test on the differing cases."""
+    num_served_prompts: int = Field(default=0, ge=0)
+    """Real prompts of the run's data that vLLM must render as training does, and find as probable as transformers does,
+    before the tuned model is judged (`verify_served`); 0 leaves this proof out."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs that vLLM divides the model over."""
     python: str = ".venv-vllm/bin/python"

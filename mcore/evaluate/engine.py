@@ -201,7 +201,7 @@ class Engine:
         """Tokens that the chat template in the model's folder makes of a conversation, as a server renders it.
 
         Args:
-            asked: `messages`, and `tools` and `chat_template_kwargs` beside them where there are any.
+            asked: `messages`, and where there are any `tools`, `chat_template_kwargs` and `chat_template`.
 
         Raises:
             EvaluationError: vLLM or the template does not take it.
@@ -214,6 +214,7 @@ class Engine:
                 [list(asked["messages"])],
                 SamplingParams(temperature=0.0, max_tokens=1),
                 use_tqdm=False,
+                chat_template=asked.get("chat_template"),
                 tools=list(asked.get("tools") or ()) or None,
                 chat_template_kwargs={"strftime_now": RENDER_DATE.strftime, **asked.get("chat_template_kwargs", {})},
                 **self._lora,

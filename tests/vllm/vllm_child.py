@@ -39,10 +39,11 @@ def run_with_vllm(*arguments: object, scratch: Path) -> Finished:
         [VLLM_PYTHON, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     error = error_from_json(error_file.read_text()) if error_file.exists() else None
-    return Finished(done.returncode, done.stdout, done.stderr, error, _processes_with(mark))
+    return Finished(done.returncode, done.stdout, done.stderr, error, processes_with(mark))
 
 
-def _processes_with(mark: str) -> list[str]:
+def processes_with(mark: str) -> list[str]:
+    """Command lines of all processes that have a mark in their environment."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
