@@ -33,7 +33,12 @@ def become(argv: Sequence[object]) -> NoReturn:
 
 
 def run_in_terminal(
-    argv: Sequence[object], env: Mapping[str, str] | None = None, *, quiet: bool = False, saves: bool = False
+    argv: Sequence[object],
+    env: Mapping[str, str] | None = None,
+    *,
+    quiet: bool = False,
+    saves: bool = False,
+    pass_fds: Sequence[int] = (),
 ) -> int:
     """Run a command to its end, where something is left to do behind it.
 
@@ -46,6 +51,7 @@ def run_in_terminal(
         quiet: Leave its standard output out.
         saves: It saves when it is asked to stop. So it gets a session of its own, where Ctrl-C can't end the helpers
             that it saves with, and a SIGTERM in place of Ctrl-C, of the terminal's end, and if this process is killed.
+        pass_fds: Descriptors that it inherits, as of locks that are to last as long as it lives.
 
     Returns:
         Its exit status, or 128 plus the signal that ended it.
@@ -80,6 +86,7 @@ def run_in_terminal(
             env={**_environment(), **(env or {})},
             stdout=subprocess.DEVNULL if quiet else None,
             start_new_session=saves,
+            pass_fds=pass_fds,
             preexec_fn=_end_with_parent if saves else None,
         )
         started.append(process)

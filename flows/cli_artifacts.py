@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cache
@@ -93,12 +94,15 @@ def gc(
     keep_last: Annotated[
         int, typer.Option(min=0, help="So many of each kind stay whatever they are, the newest, with their inputs.")
     ] = 2,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Delete without asking; for where nobody is to ask.")
+    ] = False,
     store: StoreFolder = STORE,
 ) -> None:
-    """Delete what nobody needs.
+    """Delete what nobody needs; shows it, and asks first.
 
-    Stays: what runs published, what their newest attempts made or would go on from, the best training of each base and
-    validation set, the newest of each kind, and whatever is in use.
+    Stays: what aliases point to and could be rolled back to, what runs published, what their newest attempts made or
+    would go on from, the best training of each base and validation set, the newest of each kind, and what is in use.
     """
     opened = Store(store)
     if not opened.root.is_dir():
@@ -106,18 +110,42 @@ def gc(
     before = holdings(opened, keep_last=keep_last)
     gone = [one for one in before if not one.why]
     in_use: list[Holding] = []
+    if not dry_run and gone and not yes and not _agreed(gone):
+        typer.echo("nothing was deleted")
+        return
     if not dry_run:
         gone, in_use = collect(opened, keep_last=keep_last)
-    table = plain_table("goes" if dry_run else "gone", "made (UTC)", "size", right=("size",))
-    for one in gone:
-        unfinished = " (unfinished)" if one.path.parent.name.startswith(".") else ""
-        table.add_row(f"{one.kind}/{one.key}{unfinished}", moment(one.created), size(one.num_bytes))
-    show_table(table)
-    freed = size(sum(one.num_bytes for one in gone))
-    typer.echo(f"{counted(len(gone), 'folder')}, {freed}{' would be freed' if dry_run else ' freed'}\n")
+    show_table(_going(gone, "goes" if dry_run else "gone"))
+    typer.echo(f"{_room(gone)} {'would be freed' if dry_run else 'freed'}\n")
     for one in in_use:
         typer.echo(f"{one.kind}/{one.key} stays: somebody has just begun to make it")
     show_table(_kept(one for one in before if one.why))
+
+
+def _agreed(going: list[Holding]) -> bool:
+    """Whether somebody at the terminal says yes.
+
+    Raises:
+        ConfigError: There is nobody.
+    """
+    if not sys.stdin.isatty():
+        fix = f"Nothing was deleted; {_room(going)} would be freed."
+        raise ConfigError("nobody can be asked", [Problem("artifacts gc", "--yes, or --dry-run", "neither", fix)])
+    show_table(_going(going, "goes"))
+    return typer.confirm(f"Delete {_room(going)}?")
+
+
+def _going(going: Iterable[Holding], title: str) -> Table:
+    table = plain_table(title, "made (UTC)", "size", right=("size",))
+    for one in going:
+        unfinished = " (unfinished)" if one.path.parent.name.startswith(".") else ""
+        made = moment(one.created) if one.created else ""
+        table.add_row(f"{one.kind}/{one.key}{unfinished}", made, size(one.num_bytes))
+    return table
+
+
+def _room(going: list[Holding]) -> str:
+    return f"{counted(len(going), 'folder')}, {size(sum(one.num_bytes for one in going))}"
 
 
 def _kept(kept: Iterable[Holding]) -> Table:

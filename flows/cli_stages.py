@@ -19,8 +19,10 @@ from rich.text import Text
 
 from configs.schema.evaluate import EvaluateConfig
 from flows.children import become, run_in_terminal
+from flows.held_devices import held_devices
 from mcore.artifacts import digest_of, file_digest
 from mcore.child import ERROR_FILE_VARIABLE
+from mcore.devices import installed_gpus, visible
 from mcore.errors import EXIT_OK, ConfigError, Problem, SourceError
 from mcore.folders import missing, refuse_existing
 from mcore.progress import say
@@ -29,6 +31,7 @@ from mcore.sources.resolve import HUB_SOURCE, ResolvedSource, resolve
 from tasks.graph import MODEL_FILES
 from tasks.model_folder import collected
 from tasks.preflight import check_training_file
+from tasks.preflight.devices import count_problems, request_of
 
 stages = typer.Typer()
 PANEL = "Single stages by hand"
@@ -197,7 +200,7 @@ def train(
     """Train on megatron-core with as many processes as launch.nproc_per_node says; the same command goes on again.
 
     On this machine alone. Without --base the run's model is converted to OUTPUT-base first, unless it was before; with
-    train.load_safetensors it is taken as it is.
+    train.load_safetensors it is taken as it is. Its devices are held as a run holds them, and waited for.
     """
     run = check_training_file(run_file, overrides or [], needs_model=base is None)
     if not run.launch.is_single_machine:
@@ -206,6 +209,10 @@ def train(
         raise ConfigError(
             "this command trains on this machine alone", [Problem("launch", "launcher: local, nnodes: 1", found, fix)]
         )
+    devices = request_of(run.launch, run.launch.nproc_per_node, f"mcore-flows train, {run.name}")
+    needs = {"launch.nproc_per_node": devices.count}
+    if problems := count_problems(run.launch, visible(installed_gpus()), needs):
+        raise ConfigError("this machine has not the devices", problems)
     output = output or Path("output") / run.name
     if base is None and run.train.load_safetensors:
         base = local_model(run.model.source)
@@ -220,8 +227,10 @@ def train(
             # The address keeps torchrun from asking what the host is called, which not every host can answer.
             processes = ["--standalone", "--local-addr", "127.0.0.1", "--nproc_per_node", run.launch.nproc_per_node]
             command = ["mcore.train.torchrun", *processes, "-m", *command]
-        variables = {ERROR_FILE_VARIABLE: str(error_file)}
-        status = run_in_terminal([sys.executable, "-m", *command], variables, saves=True)
+        with held_devices(devices) as lease:
+            variables = {ERROR_FILE_VARIABLE: str(error_file)} | lease.environment
+            command = [sys.executable, "-m", *command]
+            status = run_in_terminal(command, variables, saves=True, pass_fds=lease.descriptors)
     raise typer.Exit(status)
 
 

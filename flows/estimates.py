@@ -45,6 +45,11 @@ def size_of(manifest: Manifest) -> int:
     return sum(int(entry["size"]) for entry in manifest.files.values())
 
 
+def _rows(ingredients: Mapping[str, Any]) -> Any:
+    """What tells the rows of a training: the artifact with their tokens."""
+    return ingredients.get("inputs", {}).get("data")
+
+
 def _share_of_training(ingredients: Mapping[str, Any], earlier: Manifest, done_iterations: int) -> float:
     """Samples that are still to be learnt, over those of the earlier run; 1 where the settings don't tell."""
     then, now = earlier.ingredients.get("config", {}), ingredients["config"]
@@ -53,7 +58,7 @@ def _share_of_training(ingredients: Mapping[str, Any], earlier: Manifest, done_i
     epochs_then, epochs_now = then.get("train.num_train_epochs"), now.get("train.num_train_epochs")
     if not isinstance(iters_then, int) or iters_then <= 0 or not batch_then:
         return 1.0
-    if iters_now is None and epochs_now and epochs_then and then.get("data.dataset") == now.get("data.dataset"):
+    if iters_now is None and epochs_now and epochs_then and _rows(earlier.ingredients) == _rows(ingredients):
         iters_now = iters_then * batch_then / batch_now * epochs_now / epochs_then  # the same samples a pass
     if iters_now is None:
         return 1.0

@@ -3,7 +3,8 @@
 Kept, with all that it was made from: what an alias points to, and what it pointed to before; what a run published and
 what judges that; what the newest attempt of each run made or would go on from; of the trainings on one base with the
 same validation rows the best one, with its export; the newest of each kind. Whatever somebody has the lease of, or
-belongs to a run that is under way, is in use.
+belongs to a run that is under way, is in use. Of the registry, releases stay that an alias can still come to, and
+questions whose decision stays.
 
 What goes is renamed into `.trash` first, under its own lease, and deleted then. A run registers its needs under the
 lease that decisions are made under (`mcore/runs.py`), so none can start between a decision and the renaming.
@@ -14,14 +15,15 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mcore.artifacts import Manifest, Store
 from mcore.errors import ArtifactError
 from mcore.folders import fsync_path, remove
-from mcore.registry.aliases import REGISTRY, registered
+from mcore.registry.aliases import REGISTRY, Registry, models, registered
+from mcore.registry.unused import approvals, releases
 from mcore.runs import (
     REGISTER_LOCK,
     RunRecord,
@@ -40,15 +42,16 @@ NOT_KINDS = ("runs", REGISTRY)
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """A folder of the store: an artifact, whole or not, or one that was being made.
+    """A folder of the store: an artifact, whole or not, or one that was being made; a release or a question.
 
     Attributes:
-        path: The folder.
-        kind: Kind of artifact.
-        key: Its key.
+        path: The folder, or the file of a question.
+        kind: Kind of artifact; `release` or `approval` in the registry.
+        key: Its key; there, model and name.
         num_bytes: Room that its files take.
         created: When it was made (UTC, ISO 8601); empty if it has no manifest.
         why: Why it is kept; empty if it may go.
+        model: Model of the registry that it belongs to; empty of artifacts.
     """
 
     path: Path
@@ -57,6 +60,7 @@ class Holding:
     num_bytes: int
     created: str
     why: str
+    model: str = ""
 
 
 def holdings(store: Store, *, keep_last: int) -> list[Holding]:
@@ -83,7 +87,16 @@ def holdings(store: Store, *, keep_last: int) -> list[Holding]:
         why = f"run {unfinished[f'{kind}/{key}']} would go on from it" if f"{kind}/{key}" in unfinished else ""
         why = why or _leased(store, kind, key)
         found.append(Holding(folder, kind, key, _num_bytes(folder), "", why))
-    return found
+    kept = {f"{one.kind}/{one.key}" for one in found if one.why} | unfinished.keys()
+    return found + list(_of_registry(store, kept))
+
+
+def _of_registry(store: Store, kept: Container[str]) -> Iterator[Holding]:
+    for model in models(store):
+        registry = Registry(store, model)
+        for kind, some in (("release", releases(registry, kept)), ("approval", approvals(registry, kept))):
+            for path, why in some:
+                yield Holding(path, kind, f"{model}/{path.stem}", _num_bytes(path), "", why, model)
 
 
 def artifact_folders(store: Store) -> list[Path]:
@@ -106,7 +119,7 @@ def collect(store: Store, *, keep_last: int) -> tuple[list[Holding], list[Holdin
         for holding in holdings(store, keep_last=keep_last):
             if holding.why:
                 continue
-            place = trash / f"{holding.kind}-{holding.key}-{uuid.uuid4().hex}"
+            place = trash / f"{holding.kind}-{holding.key.replace('/', '-')}-{uuid.uuid4().hex}"
             if _set_aside(store, holding, place):
                 gone.append(holding)
                 moved.append(place)
@@ -130,11 +143,13 @@ def _leased(store: Store, kind: str, key: str) -> str:
 
 
 def _set_aside(store: Store, holding: Holding, place: Path) -> bool:
-    """Rename a folder out of sight; False if somebody makes it anew right now."""
-    if maker(store, holding.kind, holding.key) is not None:
+    """Rename a folder out of sight; False if somebody makes it anew, or moves an alias, right now."""
+    lock = (REGISTRY, holding.model) if holding.model else (holding.kind, holding.key)
+    if maker(store, *lock) is not None:
         return False
     try:
-        with store.lock(holding.kind, holding.key, timeout_s=0) as lease:
+        # Not waited for: whoever moves an alias waits for the decision that is made here.
+        with store.lock(*lock, timeout_s=0) as lease:
             if lease.adopted is not None:
                 return False
             place.parent.mkdir(exist_ok=True)
@@ -190,7 +205,9 @@ def _best(manifests: Mapping[str, Manifest]) -> list[str]:
         loss = manifest.metrics.get("best_validation_loss")
         if manifest.kind != "train" or not isinstance(loss, int | float):
             continue
-        config = manifest.ingredients.get("config", {})
+        # What the rows were is told by the artifact that holds their tokens; before there was one, by the training.
+        data = manifests.get(manifest.inputs.get("data", ""), manifest)
+        config = data.ingredients.get("config", {})
         split = [config.get(field) for field in ("data.dataset", "data.split_dataset_ratio")]
         group = f"{manifest.inputs.get('base')} {config.get('data.val_dataset') or split}"
         lowest[group] = min(lowest.get(group, (float("inf"), name)), (float(loss), name))
@@ -199,7 +216,7 @@ def _best(manifests: Mapping[str, Manifest]) -> list[str]:
 
 def _num_bytes(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
+    for path in (folder, *folder.rglob("*")):
         try:
             stat = path.lstat()
         except FileNotFoundError:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from prefect import get_run_logger
+from prefect.exceptions import Pause
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.runtime import deployment, flow_run
@@ -38,6 +39,15 @@ class PromotionForm(RunInput):
     reason: str = Field(default="", description="Why; kept in the history of the alias.")
 
 
+class Asked(Pause):
+    """The flow run is suspended; the record of the run tells what it waits for."""
+
+    def __init__(self, pause: Pause, request: Request) -> None:
+        said = f"`mcore-flows approve {request.run}` or `mcore-flows reject {request.run}`"
+        self.summary = f"waits for an answer ({said}); none until {request.until} means no"
+        super().__init__(self.summary, state=pause.state)
+
+
 def agreed(
     planned: PlannedRun, *, model: ArtifactRef, base_proof: ArtifactRef, proof: ArtifactRef, comparison: ArtifactRef
 ) -> None:
@@ -46,7 +56,7 @@ def agreed(
     Nobody is asked about a model that would not be promoted anyhow, nor about one that was decided on before.
 
     Raises:
-        Pause: The flow run is suspended.
+        Asked: The flow run is suspended.
         GateError: A gate did not pass.
     """
     config, plan = planned.run.promote, planned.plans["promote"]
@@ -82,7 +92,11 @@ def _suspend(planned: PlannedRun, registry: Registry, request: Request, comparis
         return
     page = f"{_question(registry, request)}\n\n{_page(Path(comparison.path))}"
     form = PromotionForm.with_initial_data(description=page)
-    given = suspend_flow_run(wait_for_input=form, timeout=max(1, round(request.left_s)), key=f"promote-{request.key}")
+    timeout_s = max(1, round(request.left_s))
+    try:
+        given = suspend_flow_run(wait_for_input=form, timeout=timeout_s, key=f"promote-{request.key}")
+    except Pause as pause:
+        raise Asked(pause, request) from pause
     now = read_request(registry, request.key)
     if given is not None and now is not None and now.is_open:
         answer_request(registry, request.key, WORDS[given.answer], reason=given.reason, by="the form in Prefect")

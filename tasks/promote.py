@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 
-from prefect.blocks.system import Secret
-
-from configs.schema.promote import TOKEN_VARIABLES, PromoteConfig
+from configs.schema.promote import PromoteConfig
 from mcore.artifacts import ArtifactRef, Store, digest_of
-from mcore.errors import ConfigError, Problem
+from mcore.errors import ConfigError, PipelineError, Problem
 from mcore.registry.aliases import Registry
 from mcore.registry.approval import read_request
-from mcore.registry.promotion import Decision
+from mcore.registry.gates import evidence
+from mcore.registry.promotion import Decision, judge
 from mcore.registry.promotion import promote as promote_model
+from tasks.hub_token import hub_token, token_place, token_variable
 from tasks.stage import METRICS, Job, stage
 
 DECISION = "decision.json"
@@ -38,6 +37,8 @@ def promote(
     }
     artifact = f"{model.kind}/{model.key}"
     request = read_request(registry, digest_of(job.ingredients)) if config.approval else None
+    if config.approval and request is None:
+        _refuse_unasked(judge(store, registry, config.alias, evidence(store, artifact, given=given), by_itself=True))
     if request is not None and request.answer != "approved":
         there = registry.release(config.alias)
         before = None if there is None else there.artifact
@@ -50,7 +51,7 @@ def promote(
     store.digests.save()
     if decision.promoted and config.push is not None:
         folder = registry.link(config.alias).resolve()
-        token = {TOKEN_VARIABLES[config.push[:2]]: hub_token(config)}
+        token = {token_variable(config.push): _token(config)}
         job.python("mcore.registry", "push", "--folder", folder, "--to", config.push, env=token)
     job.say(f"{config.alias} of {name}: {'promoted' if decision.promoted else 'not promoted'}: {decision.reason}")
     job.output.mkdir(parents=True, exist_ok=True)
@@ -61,23 +62,24 @@ def promote(
     (job.output / METRICS).write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def hub_token(config: PromoteConfig) -> str:
-    """The token for `promote.push`, which is in no parameter: of a Prefect Secret block, or of the environment.
+def _refuse_unasked(decision: Decision) -> None:
+    """Nobody is asked about a model that would not be promoted; what is in production may have changed since then.
 
     Raises:
-        ConfigError: There is none.
+        PipelineError: It would be promoted now.
     """
+    if decision.promoted and decision.before != decision.artifact:
+        raise PipelineError(
+            "nobody was asked whether the model may be promoted",
+            [Problem(decision.artifact, "an answer", "no question", "Start the run again; it asks then.")],
+        )
+
+
+def _token(config: PromoteConfig) -> str:
     assert config.push is not None
-    variable = TOKEN_VARIABLES[config.push[:2]]
-    if config.push_secret is None:
-        token, place = os.environ.get(variable, ""), f"the environment variable {variable}"
-    else:
-        place = f"the Prefect Secret block {config.push_secret}"
-        try:
-            token = str(Secret.load(config.push_secret).get())  # type: ignore[union-attr]
-        except ValueError:  # no such block
-            token = ""
+    token = hub_token(config.push, config.push_secret)
     if not token:
+        place = token_place(config.push, config.push_secret)
         raise ConfigError(
             "the model is promoted, but not pushed", [Problem(place, f"a token for {config.push}", "none")]
         )

@@ -14,6 +14,9 @@ Alias = Literal["candidate", "staging", "production"]
 TOKEN_VARIABLES = {"hf": "HF_TOKEN", "ms": "MODELSCOPE_API_TOKEN"}
 """Environment variable that holds a hub's token."""
 
+PUSH_TO = r"^(hf|ms):[\w.-]+/[\w.-]+$"
+"""Repositories of hubs."""
+
 MODEL_NAME = r"^[0-9a-z][0-9a-z_.-]{0,63}$"
 """Names that are folders of the registry."""
 
@@ -33,7 +36,7 @@ class PromoteConfig(StrictModel):
     """Whether somebody has to agree (`mcore-flows approve`, or the form in the UI) before the alias moves."""
     timeout_s: float = Field(default=86400.0, gt=0)
     """Seconds that the run waits for somebody to agree, counted from when it asked. No answer means no."""
-    push: str | None = Field(default=None, pattern=r"^(hf|ms):[\w.-]+/[\w.-]+$")
+    push: str | None = Field(default=None, pattern=PUSH_TO)
     """Repository that the promoted model is uploaded to, private if it has to be made: `hf:org/name` of the Hugging
     Face hub or `ms:org/name` of ModelScope; none if unset."""
     push_secret: str | None = Field(default=None, pattern=r"^[a-z0-9-]+$")

@@ -125,9 +125,7 @@ class DeviceLease:
     def _who_waits_before(self, candidates: Sequence[Device]) -> str:
         """Who waits longer for some of the same devices; takes a place in the queue where there is none yet."""
         folder = self._request.folder / "queue"
-        folder.mkdir(exist_ok=True)
-        with contextlib.suppress(OSError):
-            folder.chmod(0o1777)
+        _make_shared(folder)
         places = sorted(path for path in folder.iterdir() if path.name.isdecimal())
         if self._place is None:
             number = int(places[-1].name) + 1 if places else 0
@@ -169,15 +167,26 @@ def holders(folder: Path, devices: Sequence[Device]) -> dict[int, dict[str, Any]
 @contextmanager
 def _turn(folder: Path) -> Iterator[None]:
     """One looks at a time, so that two that look at once do not find half of it taken, both."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(OSError):
-        folder.chmod(0o1777)  # other people's runs share it
+    _make_shared(folder)
     descriptor = _open(folder / "turn")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
+
+
+def _make_shared(folder: Path) -> None:
+    """Make a folder that other people's runs share. One that is there is left as it is.
+
+    Anybody may have put a link in its place, where the folder above is everybody's: what that leads to keeps its mode.
+    """
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return
+    with contextlib.suppress(OSError):
+        folder.chmod(0o1777)
 
 
 def _open(path: Path) -> int:

@@ -16,6 +16,7 @@ from mcore.errors import ConfigError, Problem
 from mcore.folders import write_durably
 from mcore.registry.aliases import Registry, user_name
 from mcore.runs import now
+from mcore.store_names import checked_name
 
 APPROVALS = "approvals"
 Answer = Literal["approved", "rejected"]
@@ -72,7 +73,7 @@ class Request:
 
 
 def _path(registry: Registry, key: str) -> Path:
-    return registry.folder / APPROVALS / f"{key}.json"
+    return registry.folder / APPROVALS / f"{checked_name(key)}.json"
 
 
 def read_request(registry: Registry, key: str) -> Request | None:

@@ -71,6 +71,7 @@ def _push_ms(folder: Path, repo: str, token: str, message: str) -> str:
     api = HubApi(token=token)
     api.create_repo(repo, token=token, visibility="private", exist_ok=True)
     api.upload_folder(
-        repo_id=repo, folder_path=str(folder), commit_message=message, ignore_patterns=[RELEASE], token=token
-    )
+        repo_id=repo, folder_path=str(folder), commit_message=message, ignore_patterns=[RELEASE], token=token,
+        use_cache=False,  # its notes on what was sent would lie in the release
+    )  # fmt: skip
     return f"ms:{repo}"

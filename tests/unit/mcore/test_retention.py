@@ -9,6 +9,7 @@ from typing import Any
 
 from mcore.artifacts import Store
 from mcore.registry.aliases import Registry
+from mcore.registry.approval import answer, ask, questions
 from mcore.registry.gates import evidence
 from mcore.registry.promotion import promote, rollback
 from mcore.retention import TRASH, collect, holdings
@@ -71,6 +72,47 @@ def test_what_aliases_point_to_and_would_be_rolled_back_to_stays(raw: dict[str, 
     assert evidence(store, made[1]["export"], fresh=True) and not store.path("export", made[0]["export"][7:]).exists()
     assert why(store)[made[1]["train"]] == "production of small"
     assert not [one for one in holdings(store, keep_last=0) if one.kind == "registry"]
+
+
+def test_releases_stay_that_an_alias_can_come_to_and_questions_whose_decision_stays(raw: dict[str, Any]) -> None:
+    answers = [comparison(passed) for passed in ("1100", "1110", "1111")]
+    runs = [through(raw, answers=one, train__seed=seed) for seed, one in enumerate(answers)]
+    store, registry = Store("store"), Registry(Store("store"), "small")
+    keys = [next(plan.key for plan in checked.stages if plan.name == "promote") for checked, _ in runs]
+    made = []
+    for (_, one), key in zip(runs, keys, strict=True):
+        ask(registry, key, run="small", alias="production", artifact=one["export"], summary="better", timeout_s=60.0)
+        answer(registry, key, "approved", by="ann")
+        assert promote(store, one["export"], "production", model="small").promoted
+        made.append(str(registry.points_to("production")))
+    ask(registry, "0" * 20, run="open", alias="production", artifact="export/0", summary="better", timeout_s=60.0)
+    killed = registry.release_folder(".half")
+    killed.mkdir()
+    expected = {
+        f"release/small/{made[0]}": "",  # its model goes, too
+        f"release/small/{made[1]}": "production of small before",
+        f"release/small/{made[2]}": "production of small",
+        "release/small/.half": "",
+        f"approval/small/{keys[0]}": "",
+        f"approval/small/{keys[1]}": "",
+        f"approval/small/{keys[2]}": f"of promote/{keys[2]}",  # the newest attempt has still to decide
+        f"approval/small/{'0' * 20}": "run open asks",
+    }
+    found = {name: one for name, one in why(store).items() if name.startswith(("release", "approval"))}
+    assert found == expected
+    with registry.locked():  # somebody is about to move an alias: what he may need is left alone
+        _, in_use = collect(store, keep_last=0)
+        assert {f"{one.kind}/{one.key}" for one in in_use} == {name for name, one in expected.items() if not one}
+    gone, in_use = collect(store, keep_last=0)
+    assert in_use == [] and {f"{one.kind}/{one.key}" for one in gone} == {n for n, one in expected.items() if not one}
+    assert not killed.exists() and not registry.release_folder(made[0]).exists()
+    assert [request.key for request in questions(registry)] == [keys[2], "0" * 20]
+    assert rollback(store, registry, "production", reason="test")[0].id == made[1] and len(registry.history()) == 4
+    # What was rolled back is no way to come to any more; promoted again it is made again.
+    assert why(store)[f"release/small/{made[2]}"] == ""
+    collect(store, keep_last=0)
+    assert promote(store, runs[2][1]["export"], "production", model="small", because="test").promoted
+    assert (registry.link("production") / "README.md").is_file()
 
 
 def test_the_last_of_each_kind_stay_with_what_they_were_made_from(raw: dict[str, Any]) -> None:
@@ -182,8 +224,21 @@ def test_the_command(raw: dict[str, Any]) -> None:
     assert dry.returncode == 0 and listing(Path.cwd()) == before
     assert worse["train"] in dry.stdout and "6 folders, " in dry.stdout and "kB would be freed" in dry.stdout
     assert "published by small" in dry.stdout and "best by validation loss" in dry.stdout
-    done = mcore_flows("artifacts", "gc", "--keep-last", 0, cwd=Path.cwd())
+    unasked = mcore_flows("artifacts", "gc", "--keep-last", 0, cwd=Path.cwd())
+    assert unasked.returncode == 2 and "--yes" in unasked.stderr and listing(Path.cwd()) == before
+    done = mcore_flows("artifacts", "gc", "--keep-last", 0, "--yes", cwd=Path.cwd())
     assert done.returncode == 0 and " freed\n" in done.stdout and not Path("store", worse["train"]).exists()
     listed = mcore_flows("artifacts", "verify", cwd=Path.cwd())
     assert listed.returncode == 0, listed.stderr
     assert json.loads(mcore_flows("status", "small", "--json", cwd=Path.cwd()).stdout)["state"] == "done"
+
+
+def test_the_best_is_told_among_trainings_with_the_same_validation_rows(raw: dict[str, Any]) -> None:
+    best = attempt(raw, 0.1, train__seed=1)
+    Path("other.jsonl").write_text(Path("val.jsonl").read_text() * 2)
+    other = attempt(raw, 0.4, train__seed=2, data__val_dataset=["other.jsonl"])
+    worse = attempt(raw, 0.5, train__seed=3, data__val_dataset=["other.jsonl"])
+    attempt(raw, 0.9, train__seed=4, data__val_dataset=["other.jsonl"])
+    reasons = why(Store("store"))
+    assert reasons[best["train"]] == reasons[other["train"]] == "best by validation loss"
+    assert reasons[worse["train"]] == ""

@@ -155,6 +155,17 @@ def test_a_child_that_inherited_it_goes_on_holding(ask) -> None:
     assert other.try_take()
 
 
+def test_a_link_in_the_place_of_the_locks_opens_nobodys_folder(tmp_path: Path) -> None:
+    """Anybody can put one into /dev/shm before the first run does."""
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    (tmp_path / "locks").symlink_to(private)
+    assert DeviceLease(Request(1, tmp_path / "locks", "somebody", None, 4)).try_take()
+    assert private.stat().st_mode & 0o7777 == 0o700
+    assert DeviceLease(Request(1, tmp_path / "new" / "locks", "somebody", None, 4)).try_take()
+    assert (tmp_path / "new" / "locks").stat().st_mode & 0o7777 == 0o1777
+
+
 def test_many_at_once_never_share(ask) -> None:
     """Twelve threads of requests for one to three of four slots: each gets its turn, and no slot two holders."""
     in_use: dict[int, str] = {}

@@ -61,3 +61,10 @@ def test_questions_are_listed_and_one_that_cannot_be_read_is_an_error(registry: 
     (registry.folder / "approvals" / f"{KEY}.json").write_text("{")
     with pytest.raises(ConfigError, match="Remove it"):
         read_request(registry, KEY)
+
+
+@pytest.mark.parametrize("key", ["../promote", "/etc/passwd", "", ".hidden", "a/b"])
+def test_no_key_leads_out_of_the_registry(registry: Registry, key: str) -> None:
+    for access in (read_request, lambda where, name: answer(where, name, "approved")):
+        with pytest.raises(ConfigError, match="no name of anything in a store"):
+            access(registry, key)

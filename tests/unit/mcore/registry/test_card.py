@@ -40,22 +40,23 @@ def test_it_names_what_the_manifests_say(raw: dict[str, Any]) -> None:
     assert result["metrics"] == [{"type": "pass_rate", "value": 0.75}, {"type": "perplexity", "value": 2.5}]
     manifests = {name: Manifest.read(Path("store", name)) for name in artifacts.values() if "promote" not in name}
     exported, trained = manifests[artifacts["export"]], manifests[artifacts["train"]]
+    prepared = manifests[artifacts["prepare"]]
     for said in (
         f"| base revision | `{COMMIT}` |",
         f"| code | `{exported.versions['code']}` |",
         f"| content | `{exported.content}` |",
         f"| torch | {exported.versions['torch']} |",
-        *(f"| data.dataset | `{digest}` |" for digest in trained.ingredients["config"]["data.dataset"]),
+        *(f"| data.dataset | `{digest}` |" for digest in prepared.ingredients["config"]["data.dataset"]),
         "| min_pass_rate | all cases | 0.5 | 0.75 | passed |",
         "| cases passed | 0 | 3 |",
         f"| {PROVEN['num_tensors']} | 0 | 2e-06 | 0.0001 | 1 |",
         "`LICENSE`",
     ):
         assert said in text, said
-    for stage in ("export", "train", "convert", "select", "verify_convert", "verify_export", "compare"):
+    for stage in ("prepare", "export", "train", "convert", "select", "verify_convert", "verify_export", "compare"):
         assert text.count(f"| `{artifacts[stage]}` | 20") == 1, stage
     configuration = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])  # type: ignore[index]
-    assert configuration == trained.ingredients["config"]
+    assert configuration == prepared.ingredients["config"] | trained.ingredients["config"]
     assert str(Path.cwd()) not in text
 
 

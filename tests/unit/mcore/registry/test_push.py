@@ -17,6 +17,7 @@ from mcore.artifacts import Store
 from mcore.child import ERROR_FILE_VARIABLE
 from mcore.errors import ConfigError, InfrastructureError, PipelineError, SourceError, error_from_json
 from mcore.registry.promotion import promote
+from tests.unit.flows.command_line import mcore_flows
 from tests.unit.mcore.registry.judged_runs import through
 
 TOKEN = "hf_planted0123456789abcdefghijklmnop"
@@ -139,3 +140,25 @@ def test_without_a_token_nothing_is_sent(released: Path, hub: tuple[type[Hub], s
     server, endpoint = hub
     _, error = pushed(released, endpoint)
     assert isinstance(error, ConfigError) and "HF_TOKEN" in str(error) and server.seen == []
+
+
+def test_the_command_pushes_what_an_alias_points_to(released: Path, hub: tuple[type[Hub], str]) -> None:
+    server, endpoint = hub
+    environment = {"HF_ENDPOINT": endpoint, "HF_HOME": str(Path("home").absolute()), "HF_TOKEN": TOKEN}
+    done = mcore_flows("push", "production", "--to", "hf:org/name", cwd=Path.cwd(), **environment)
+    assert done.returncode == 0 and "pushed: http://" in done.stdout, done.stderr
+    assert "README.md" in server.files and TOKEN not in done.stdout + done.stderr
+    server.refuses = True
+    refused = mcore_flows("push", "production", "--to", "hf:org/name", cwd=Path.cwd(), **environment)
+    assert refused.returncode == 2 and "the hub refuses the model" in refused.stderr and TOKEN not in refused.stderr
+
+
+def test_the_command_tells_all_that_is_wrong_at_once(released: Path) -> None:
+    weights = next(path for path in released.rglob("*.safetensors"))
+    weights.resolve().write_text("other")
+    done = mcore_flows("push", "production", "--to", "hf:org/name", cwd=Path.cwd(), HF_TOKEN="")
+    assert done.returncode == 2 and "HF_TOKEN" in done.stderr and "export/" in done.stderr
+    done = mcore_flows("push", "staging", "--to", "org/name", cwd=Path.cwd())
+    assert (
+        done.returncode == 2 and "nothing was promoted" in done.stderr and "hf:org/name or ms:org/name" in done.stderr
+    )
