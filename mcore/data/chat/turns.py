@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -103,28 +102,27 @@ class Accounting:
             found = None
         return _any_of(self.served_ends | ({found[0]} if found else set()))
 
-    def render(self, row: Row) -> Iterator[Rendered | Problem]:
-        """A row's text with its turns, several where it is split, or what is wrong with it."""
-        problem = self._special_inside(row)
+    def render(self, row: Row) -> list[Rendered] | Problem:
+        """A row's text with its turns, several texts where it is split; or what is wrong with it."""
+        if (inside := self._special_inside(row)) is not None:
+            return inside
         weights = self._weights(row)
-        if problem is None and not any(weights.values()):
-            problem = Problem(row.place, "at least one trained answer", "none")
-        if problem is not None:
-            yield problem
-            return
+        if not any(weights.values()):
+            return Problem(row.place, "at least one trained answer", "none")
         try:
             try:
-                yield self._whole(row, weights)
+                return [self._whole(row, weights)]
             except _ShownOtherwiseError as shown:
                 if self.options.multi_turn != "split":
-                    yield shown.problem
-                    return
-                for index, weight in weights.items():
-                    yield self._whole(replace(row, messages=row.messages[: index + 1]), {index: weight})
+                    return shown.problem
+            return [
+                self._whole(replace(row, messages=row.messages[: index + 1]), {index: weight})
+                for index, weight in weights.items()
+            ]
         except _ShownOtherwiseError as shown:
-            yield shown.problem
+            return shown.problem
         except RefusedError as exc:
-            yield Problem(row.place, "a conversation that the chat template takes", str(exc))
+            return Problem(row.place, "a conversation that the chat template takes", str(exc))
 
     def _weights(self, row: Row) -> dict[int, float]:
         """Weight of each trained message, by its place."""
@@ -187,6 +185,12 @@ class Accounting:
             raise _ShownOtherwiseError(Problem(where, "the answer behind the prompt that a server makes", found))
         end = self._end(row.messages[index], alone, start)
         if end is None:
+            thought = _thought(row.messages[index])
+            if thought not in alone[start:]:
+                fix = "Take the thoughts out of the row, or use another template."
+                raise _ShownOtherwiseError(
+                    Problem(f"{where} leaves out the thoughts", "them all", repr(thought[:60]), fix)
+                )
             found = repr(alone[start : start + 60])
             raise _ShownOtherwiseError(Problem(where, "the answer and then a special token that ends the turn", found))
         body = alone[start : end.start()]
@@ -214,9 +218,8 @@ class Accounting:
     def _end(self, message: Message, text: str, start: int) -> re.Match[str] | None:
         """The special token that ends the turn which begins at `start`; None if the turn is not all there before it."""
         at = start
-        thought = message.reasoning_content or _inline_thought(message.content)
         calls = [call["function"]["name"] for call in message.tool_calls]
-        for piece in (thought.strip(), _spoken(message.content), *calls):
+        for piece in (_thought(message), _spoken(message.content), *calls):
             at = text.find(piece, at)
             if at < 0:
                 return None
@@ -244,9 +247,9 @@ def _spoken(content: str) -> str:
     return content.rpartition("</think>")[2].strip()
 
 
-def _inline_thought(content: str) -> str:
-    before, mark, _ = content.partition("</think>")
-    return before.rpartition("<think>")[2] if mark else ""
+def _thought(message: Message) -> str:
+    before, mark, _ = message.content.partition("</think>")
+    return (message.reasoning_content or (before.rpartition("<think>")[2] if mark else "")).strip()
 
 
 def _first_lost(row: Row, text: str) -> str | None:
