@@ -11,6 +11,19 @@ from tasks.run_page.facts import RunFacts
 
 EXAMPLES = 3
 """Examples of a reason that are shown; the data report has more."""
+FIGURES = {
+    "rows": "rows",
+    "samples": "training samples",
+    "validation_samples": "validation samples",
+    "tokens": "tokens",
+    "trained_tokens": "trained tokens",
+    "trained_share": "share of trained tokens",
+    "longest": "tokens of the longest sample",
+    "duplicates": "copies of other rows",
+    "overlap_with_validation": "rows for training and validation",
+    "overlap_with_evaluation": "rows for training and evaluation",
+}
+"""Figures of the data report, and what they are called here."""
 
 
 def data_parts(facts: RunFacts) -> dict[str, Any]:
@@ -18,21 +31,24 @@ def data_parts(facts: RunFacts) -> dict[str, Any]:
     files = [
         (name, *_digest_and_rows(str(entry)))
         for stage in facts.reached
-        if stage.record.kind == "train" and stage.manifest
+        if stage.record.kind in ("prepare", "train") and stage.manifest
         for name, value in stage.manifest.ingredients.get("config", {}).items()
         if name.endswith("dataset") and isinstance(value, list)
         for entry in value
     ]
     report = facts.data_report
-    lengths = bars("Rows by length", _lengths(report.get("lengths")), "tokens")
-    figures = [(name.replace("_", " "), _shown(report[name])) for name in ("rows", "tokens", "trained_tokens")
-               if report.get(name) is not None]  # fmt: skip
+    lengths = bars("Samples by length", _lengths(report.get("lengths")), "tokens")
+    figures = [(words, _shown(report[name])) for name, words in FIGURES.items() if report.get(name) is not None]
+    over_length = report.get("over_length")
+    if isinstance(over_length, Mapping):
+        figures += [(f"too long, {name.replace('_', ' ')}", _shown(number)) for name, number in over_length.items()]
     return {
         "data_files": files,
         "data_figures": figures,
         "sources": _sources(report.get("sources")),
         "dropped": _dropped(report.get("dropped")),
         "lengths": lengths,
+        "fill": _fill(report.get("packed_fill")),
         "has_data": bool(files or report),
     }
 
@@ -71,6 +87,13 @@ def _dropped(dropped: Any) -> list[tuple[str, str, str]]:
         told = "\n".join(_shown(example) for example in examples[:EXAMPLES]) if isinstance(examples, list) else ""
         rows.append((str(reason), _shown(found.get("count", "")), told))
     return rows
+
+
+def _fill(fill: Any) -> list[tuple[str, str]]:
+    """Share of places in packed rows that hold a token, by the samples of a step."""
+    if not isinstance(fill, Mapping):
+        return []
+    return [(str(step), f"{share:.2%}") for step, share in fill.items() if isinstance(share, int | float)]
 
 
 def _lengths(lengths: Any) -> list[tuple[str, float]]:

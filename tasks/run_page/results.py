@@ -100,21 +100,56 @@ def comparison_parts(facts: RunFacts) -> dict[str, Any] | None:
         cases.sort(key=lambda case: (case["group"], case["case"]) not in lost)
         examples.append((group["group"], [_case(case) for case in cases[:CASES_PER_GROUP]]))
         shown += len(cases[:CASES_PER_GROUP])
-    groups = [
-        (one["group"], one["num_cases"], one["base_passed"], one["tuned_passed"], f"{change:+d}" if change else "0")
-        for one in found.get("groups", ())
-        for change in [one["tuned_passed"] - one["base_passed"]]
-    ]
-    base, tuned = (number((found.get(side) or {}).get("perplexity")) for side in ("base", "tuned"))
-    if base == base and tuned == tuned:
-        tokens = found["tuned"].get("num_perplexity_tokens", "")
-        groups.append((f"perplexity over {tokens} tokens", "", figure(base), figure(tuned), f"{tuned - base:+.4g}"))
     gates = [
         (gate["gate"], gate["subject"], figure(gate["limit"]), figure(gate["found"]), verdict(bool(gate["passed"])))
         for gate in found.get("gates", ())
     ]
     left_out = len(found.get("cases", ())) - shown
-    return {"groups": groups, "gates": gates, "examples": examples, "left_out": left_out}
+    return {
+        "groups": [_group(one) for one in found.get("groups", ())],
+        "perplexities": _perplexities(found),
+        "speeds": [row for side in ("base", "tuned") if (row := _speed(side, found.get(side) or {}))],
+        "gates": gates,
+        "examples": examples,
+        "left_out": left_out,
+    }
+
+
+FORGETTING = " (must not be forgotten)"
+
+
+def _group(one: Mapping[str, Any]) -> tuple[Any, ...]:
+    change, interval = one["tuned_passed"] - one["base_passed"], ""
+    if one.get("change_interval"):
+        low, high = (100 * number(end) for end in one["change_interval"])
+        interval = f"{low:+.1f} to {high:+.1f}"
+    return (
+        one["group"] + FORGETTING * bool(one.get("forgetting")), one["num_cases"], one["base_passed"],
+        one["tuned_passed"], f"{change:+d}" if change else "0", interval, one.get("lost", ""), one.get("gained", ""),
+    )  # fmt: skip
+
+
+def _perplexities(found: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """A row a set; of a comparison without sets that of the held-out rows."""
+    rows = []
+    for one in found.get("perplexity_sets", ()):
+        low, high = (number(end) for end in one["ratio_interval"])
+        rows.append((
+            one["name"] + FORGETTING * bool(one["forgetting"]), one["num_rows"], one["num_tokens"], figure(one["base"]),
+            figure(one["tuned"]), f"{number(one['ratio']):.4g}", f"{low:.3f} to {high:.3f}",
+        ))  # fmt: skip
+    base, tuned = (number((found.get(side) or {}).get("perplexity")) for side in ("base", "tuned"))
+    if not rows and base == base and tuned == tuned:
+        tokens = found["tuned"].get("num_perplexity_tokens", "")
+        rows.append(("held out", "", tokens, figure(base), figure(tuned), f"{tuned / base:.4g}", ""))
+    return rows
+
+
+def _speed(side: str, of: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    seconds, tokens, first = (number(of.get(name)) for name in ("answer_s", "num_answer_tokens", "first_token_s"))
+    if not (seconds > 0 and tokens > 0):
+        return None
+    return side, f"{tokens / seconds:,.0f}", figure(first) if first == first else ""
 
 
 def _case(case: Mapping[str, Any]) -> tuple[Any, ...]:

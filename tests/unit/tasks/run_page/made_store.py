@@ -13,6 +13,7 @@ from mcore.evaluate.comparison import (
     Comparison,
     GateResult,
     GroupComparison,
+    SetComparison,
     Side,
 )
 from mcore.metrics import append_metrics
@@ -30,9 +31,10 @@ from mcore.verify.report import (
 HOSTILE = "<script>alert('x')</script><img src=http://example.invalid/x.png onerror=alert(1)>\"'&{{ 7 * 7 }}"
 STARTED, ENDED = "2026-11-24T07:00:00.000000+00:00", "2126-11-24T07:30:00.000000+00:00"
 INPUTS = {
+    "prepare": {"hf": "local/hhhh"},
     "convert": {"hf": "local/hhhh"},
     "verify_convert": {"hf": "local/hhhh", "mcore": "convert/k-convert"},
-    "train": {"base": "convert/k-convert"},
+    "train": {"base": "convert/k-convert", "data": "prepare/k-prepare"},
     "evaluate_base": {"model": "local/hhhh"},
     "evaluate_tuned": {"model": "train/k-train"},
     "compare": {"base": "evaluate/k-evaluate_base", "tuned": "evaluate/k-evaluate_tuned"},
@@ -77,6 +79,7 @@ def comparison() -> str:
         return Side(
             suite="small", num_cases=12, num_passed=num_passed, perplexity=perplexity, num_perplexity_tokens=30,
             max_tokens=16, max_model_len=128, system=None, dtype="float32", device="cpu", vllm_version="0.32.0",
+            answer_s=2.0, num_answer_tokens=3000, first_token_s=0.25,
         )  # fmt: skip
 
     cases = tuple(
@@ -89,21 +92,39 @@ def comparison() -> str:
     )  # fmt: skip
     return to_json(
         Comparison(
-            base=side(1, 264.3), tuned=side(11, 1.25), cases=cases, perplexity_ratio=0.005, regressions=cases[-1:],
-            groups=(GroupComparison(group="identity", num_cases=12, base_passed=1, tuned_passed=11),),
+            base=side(1, 264.3), tuned=side(11, 1.25), cases=cases, perplexity_ratio=0.005,
+            groups=(
+                GroupComparison(
+                    group="identity", num_cases=12, base_passed=1, tuned_passed=11, lost=1, gained=11, forgetting=True,
+                    change_interval=(0.21, 0.98),
+                ),
+            ),
+            perplexity_sets=(
+                SetComparison(
+                    name=f"held_out{HOSTILE}", num_tokens=30, num_rows=3, base=264.3, tuned=1.25, ratio=0.00473,
+                    ratio_interval=(0.004, 0.006), forgetting=False,
+                ),
+            ),
             gates=(GateResult(gate="min_pass_rate", subject="all cases", limit=0.5, found=0.75, passed=True),),
-            passed=True,
         )
     )  # fmt: skip
 
 
 DATA_REPORT: dict[str, Any] = {
     "rows": 1000,
+    "samples": 970,
+    "validation_samples": 7,
     "tokens": 54321,
     "trained_tokens": 12345,
-    "sources": {f"rows{HOSTILE}.jsonl": {"rows": 900, "kept": 870}},
-    "dropped": {"empty answer": {"count": 30, "examples": [f"row 7: {HOSTILE}", {"messages": []}]}},
-    "lengths": {"0-63": 700, "64-127": 270},
+    "trained_share": 0.2273,
+    "longest": 99,
+    "sources": [{"name": f"rows{HOSTILE}.jsonl", "rows": 900, "taken": 900, "used": 870}],
+    "dropped": {"empty_answer": {"count": 30, "examples": [f"row 7: {HOSTILE}", f"row 8: {HOSTILE}"]}},
+    "over_length": {"left_out": 5, "cut": 0},
+    "lengths": {"up to 64": 700, "65-128": 270},
+    "duplicates": 4,
+    "overlap_with_validation": 2,
+    "packed_fill": {"16": 0.9123, "64": 0.9912},
 }
 
 
@@ -122,6 +143,7 @@ def write_files(folder: Path, name: str, *, mfu: float | None = None) -> None:
     (folder / "file").write_text(name)
     if name == "train":
         write_metrics(folder / "metrics.jsonl", mfu=mfu)
+    elif name == "prepare":
         (folder / "data_report.json").write_text(json.dumps(DATA_REPORT))
     elif name == "verify_convert":
         (folder / "report.json").write_text(verify_report())
@@ -135,7 +157,7 @@ def commit(store: Store, name: str, key: str = "", *, lr: float = 0.1, mfu: floa
     """Make a stage's artifact."""
     kind, key = kind_of(name), key or f"k-{name}"
     write_files(store.partial(kind, key), name, mfu=mfu)
-    config: dict[str, Any] = {"data.dataset": ["d" * 64 + "#500"], "train.lr": lr} if name == "train" else {}
+    config: dict[str, Any] = {"prepare": {"data.dataset": ["d" * 64 + "#500"]}, "train": {"train.lr": lr}}.get(name, {})
     store.commit(
         kind, key, inputs=INPUTS[name], input_content={},
         ingredients={"stage": kind, "version": 1, "inputs": INPUTS[name], "config": config},
