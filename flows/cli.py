@@ -22,6 +22,7 @@ from flows.cli_chat import chats
 from flows.cli_dataset import dataset
 from flows.cli_doctor import doctors
 from flows.cli_from_swift import translation
+from flows.cli_layouts import layout_commands
 from flows.cli_node import node_commands
 from flows.cli_plan import RUNS, plans
 from flows.cli_prepare import prepare_commands

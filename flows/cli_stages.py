@@ -189,6 +189,10 @@ def train(
             "train.load_safetensors.",
         ),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DATA_DIR", help="What `prepare` made of the run; made as OUTPUT-data if not given."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The run's folder, resumed if it has checkpoints; output/<name>."),
@@ -222,7 +226,8 @@ def train(
     with tempfile.TemporaryDirectory(prefix="mcore-flows-") as folder:
         written, error_file = Path(folder) / "run.yaml", Path(folder) / "error.json"
         written.write_text(yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False))
-        command = ["mcore.train", written, "--base", base, "--output", output]
+        prepared = [] if data is None else ["--data", data]
+        command = ["mcore.train", written, "--base", base, "--output", output, *prepared]
         if run.launch.nproc_per_node > 1:
             # The address keeps torchrun from asking what the host is called, which not every host can answer.
             processes = ["--standalone", "--local-addr", "127.0.0.1", "--nproc_per_node", run.launch.nproc_per_node]
