@@ -1,6 +1,7 @@
-"""The rows that a run takes: those of all its sources, drawn, and split into training and validation.
+"""The rows that a run takes, as plain lists: those of all its sources, drawn, and split into training and validation.
 
-For data that fits into memory, and for the look at it before a run; `mcore.data.sources.source` reads any size.
+For held-out rows, which fit into memory, and as what the stage `prepare` must come to with rows of any size
+(`mcore.data.prepare`): its tests compare.
 """
 
 from __future__ import annotations

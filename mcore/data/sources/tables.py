@@ -6,15 +6,19 @@ import csv
 import json
 import sys
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from mcore.data.rows import RowError
 from mcore.data.sources.lines import STRIDE, DuplicateKeyError, without_duplicates
 from mcore.errors import DataError, Problem
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
 
 MAX_JSON_BYTES = 512 * 1024**2
 """A json file is read as a whole, which takes several times its size."""
@@ -162,21 +166,42 @@ def parquet_index(path: Path) -> tuple[int, array[int]]:
 
 def parquet_records(path: Path, starts: array[int], start: int, stop: int) -> Iterator[Any]:
     """Rows `start` to `stop` of a parquet file. Columns that are null are left out."""
+    for at, batch in _batches(path, starts, start, stop):
+        wanted = batch.slice(max(0, start - at), stop - max(start, at))
+        for row in wanted.to_pylist():
+            yield {name: value for name, value in row.items() if value is not None}
+
+
+_left_off: dict[Path, tuple[int, RecordBatch, Iterator[RecordBatch]]] = {}
+"""A group can't be entered in the middle, and may hold all rows: where this process stopped reading one, it goes on."""
+
+
+def _batches(path: Path, starts: array[int], start: int, stop: int) -> Iterator[tuple[int, RecordBatch]]:
+    """Batches that hold rows `start` to `stop`, each with the number of its first row."""
+    if start >= stop:
+        return
+    group = bisect_right(starts, start) - 1
+    kept = _left_off.pop(path, None)
+    if kept is not None and starts[group] <= kept[0] <= start:
+        at, batch, batches = kept
+    else:
+        at, batches = starts[group], _from_group(path, range(group, len(starts)))
+        batch = next(batches)
+    while True:
+        if at + batch.num_rows > start:
+            yield at, batch
+        if at + batch.num_rows >= stop:
+            break
+        at, batch = at + batch.num_rows, next(batches)
+    _left_off.clear()
+    _left_off[path] = at, batch, batches
+
+
+def _from_group(path: Path, groups: range) -> Iterator[RecordBatch]:
     import pyarrow.parquet
 
-    groups = [group for group, first in enumerate(starts) if first < stop]
-    while len(groups) > 1 and starts[groups[1]] <= start:
-        groups.pop(0)
-    at = starts[groups[0]]
     with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=STRIDE, row_groups=groups):
-            wanted = slice(max(0, start - at), max(0, stop - at))
-            at += batch.num_rows
-            if wanted.start < batch.num_rows:
-                for row in batch.slice(wanted.start, wanted.stop - wanted.start).to_pylist():
-                    yield {name: value for name, value in row.items() if value is not None}
-            if at >= stop:
-                return
+        yield from file.iter_batches(batch_size=STRIDE, row_groups=list(groups))
 
 
 def _refused(path: Path, expected: str, found: str, fix: str = "") -> DataError:

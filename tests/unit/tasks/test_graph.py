@@ -49,7 +49,7 @@ TABLE = {
     "data.model_name": ("other", FROM_PREPARE | EVALUATION),
     "data.model_author": ("other", FROM_PREPARE | EVALUATION),
     "data.system": ("Be brief.", FROM_PREPARE | EVALUATION),
-    "data.columns": ({"question": "query"}, FROM_PREPARE),
+    "data.columns": ({"data.columns": {"question": "query"}}, FROM_PREPARE),
     "data.adapter": ("data/other.jsonl", FROM_PREPARE),
     "data.max_dropped_rows": (5, FROM_PREPARE),
     "data.interleave_prob": ([1.0], FROM_PREPARE),

@@ -46,6 +46,10 @@ def as_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=300)
 
 
+def as_one_group(path: Path, rows: list[dict[str, Any]]) -> None:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
 def packed(codec: str) -> Callable[[Path, list[dict[str, Any]]], None]:
     def write(path: Path, rows: list[dict[str, Any]]) -> None:
         as_jsonl(path, rows)
@@ -65,6 +69,7 @@ WRITERS = {
     "rows.csv": as_csv,
     "rows.tsv": as_csv,
     "rows.parquet": as_parquet,
+    "one-group.parquet": as_one_group,
     "rows.jsonl.gz": packed("gzip"),
     "rows.jsonl.zst": packed("zstd"),
 }
@@ -87,6 +92,8 @@ def test_each_kind_gives_the_same_rows_whole_and_by_range(tmp_path: Path, name: 
     for start, stop in ((0, 1), (999, 1000), (255, 257), (256, 256), (299, 601), (512, 900), (900, 5000), (3, 4)):
         items = list(read(source, "sft", start, stop))
         assert contents(items) == EXPECTED[start:stop], (start, stop)
+    in_pieces = [item for start in range(0, NUM_ROWS, 130) for item in read(source, "sft", start, start + 130)]
+    assert contents(in_pieces) == EXPECTED
     mark = "#" if name.partition(".")[2] in ("json", "csv", "tsv", "parquet") and name != "lines.json" else ":"
     assert next(read(source, "sft", 41, 42)).place == f"{tmp_path / name}{mark}42"
 
