@@ -94,7 +94,8 @@ class Target:
     @property
     def is_list(self) -> bool:
         """Whether it holds several values."""
-        return isinstance(self.default, list) or "tuple" in str(self.info.annotation)
+        annotation = self.info.annotation
+        return isinstance(self.default, list) or ("tuple" in str(annotation) and str not in get_args(annotation))
 
 
 @cache

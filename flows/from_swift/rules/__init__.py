@@ -21,8 +21,6 @@ RULES: Mapping[str, Rule] = {
     "truncation_strategy": model_and_data.truncation_strategy,
     "dataset": model_and_data.dataset,
     "val_dataset": model_and_data.dataset,
-    "model_author": model_and_data.name_or_author,
-    "model_name": model_and_data.name_or_author,
     "dataset_shuffle": model_and_data.shuffle,
     "train_dataloader_shuffle": model_and_data.shuffle,
     "system": model_and_data.system,

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
+from typing import Literal
 
 from flows.from_swift import table
-from flows.from_swift.draft import Draft, Finding, Outcome
+from flows.from_swift.draft import Draft, Finding
 from flows.from_swift.table import Argument
+from mcore.data.sources.names import hub_dataset
 from mcore.errors import Problem
 from mcore.sources import catalogue
 from mcore.sources.resolve import HUB_SOURCE
 
-RAW_FILE = re.compile(r"\.(jsonl|json|csv|txt)$")
-DATA_FOLDER = "data"
-"""Where the run file expects what is still to be downloaded."""
+HUBS = {"hf": "the Hugging Face hub", "ms": "ModelScope"}
 
 
 def model(draft: Draft, row: Argument) -> None:
@@ -26,17 +25,21 @@ def model(draft: Draft, row: Argument) -> None:
             fix += " A megatron-core checkpoint is trained on with `mcore-flows train RUN.yaml --base DIR`."
         draft.problems.append(Problem("--model", "the base model", "nothing", fix))
         return
-    hub = "hf" if draft.get("use_hf") or draft.command.environment.get("USE_HF", "0") in {"1", "true"} else "ms"
     revision = f"@{draft.given['model_revision']}" if "model_revision" in draft.given else ""
     source = str(given)
     is_folder = Path(source).expanduser().is_dir() or source.startswith((".", "/", "~"))
     if not is_folder and source not in catalogue.names():
-        source = f"{hub}:{source}{revision}"
+        source = f"{_hub(draft)}:{source}{revision}"
         if not HUB_SOURCE.fullmatch(source):
             draft.problems.append(Problem("--model", "a folder, or org/name", str(given)))
             return
     draft.source = source
     draft.put(row, source, "carried" if is_folder else "changed", "" if is_folder else row.note)
+
+
+def _hub(draft: Draft) -> Literal["hf", "ms"]:
+    """The hub of names that name none."""
+    return "hf" if draft.get("use_hf") or draft.command.environment.get("USE_HF", "0") in {"1", "true"} else "ms"
 
 
 def part_of_model(draft: Draft, row: Argument) -> None:
@@ -81,7 +84,7 @@ def truncation_strategy(draft: Draft, row: Argument) -> None:
 
 
 def dataset(draft: Draft, row: Argument) -> None:
-    """Files stay what they are; what lies on a hub is still to be downloaded."""
+    """Files, folders and names as they are; with `use_hf`, names that name no hub are Hugging Face's."""
     given = draft.given.get(row.name, [])
     specs = [str(spec) for spec in (given if isinstance(given, list) else [given])]
     if not specs:
@@ -89,43 +92,21 @@ def dataset(draft: Draft, row: Argument) -> None:
             fix = "Add --dataset: files of rows." + " Cached datasets are not read." * ("cached_dataset" in draft.given)
             draft.problems.append(Problem("--dataset", "at least one file", "nothing", fix))
         return
-    files = {spec: _file_of(spec, draft.command.method) for spec in specs}
-    advice = {spec: text for spec, (_, text) in files.items() if text}
     assert row.target is not None
-    draft.values[row.target] = [file for file, _ in files.values()]
-    draft.comments[row.target] = " ".join(f"{spec}: {text}." for spec, text in advice.items())
-    for spec, (file, text) in files.items():
-        outcome: Outcome = "to do" if text else "carried"
-        draft.findings.append(Finding(row.name, spec, outcome, f"{row.target}: {file}", text, row.effect))
-
-
-def _file_of(spec: str, method: str) -> tuple[str, str]:
-    """The file that a dataset's name stands for in the run, and what is to be done before it is there."""
-    name, mark, count = spec.rpartition("#")
-    if not mark or not count.isdigit():
-        name, mark, count = spec, "", ""
-    rows = "messages" if method == "sft" else "text"
-    is_here = Path(name).expanduser().exists() or name.startswith((".", "/", "~"))
-    if is_here or RAW_FILE.search(name):
-        if name.endswith(".jsonl"):
-            return spec, ""
-        file = str(Path(name).with_suffix(".jsonl"))
-        return f"{file}{mark}{count}", f"write its rows to {file}, one JSON object with {rows} a line"
-    repository, _, subset = re.sub(r"^(hf|ms)::", "", name).partition(":")
-    base = "-".join([Path(repository).name, *filter(None, subset.split("/"))])
-    file = f"{DATA_FOLDER}/{base}.jsonl"
-    return f"{file}{mark}{count}", f"download it to {file}, one JSON object with {rows} a line"
-
-
-def name_or_author(draft: Draft, row: Argument) -> None:
-    """Self-cognition: there one value for Chinese and one for English rows."""
-    if row.name not in draft.given:
-        return
-    given = draft.given[row.name]
-    values = given if isinstance(given, list) else [given]
-    is_same = len(set(map(str, values))) == 1
-    draft.put(row, str(values[-1]), "carried" if is_same else "changed", "" if is_same else row.note,
-              comment="" if is_same else f"{values[0]} in rows in Chinese")  # fmt: skip
+    entries = []
+    for spec in specs:
+        name, mark, count = spec.rpartition("#")
+        if not mark or not count.isdigit():
+            name, mark, count = spec, "", ""
+        source = hub_dataset(name)
+        if isinstance(source, str):
+            draft.problems.append(Problem(f"--{row.name} {spec}", found=source))
+            continue
+        is_bare = source is not None and not name.startswith(("hf:", "ms:"))
+        entries.append(f"hf:{spec}" if is_bare and _hub(draft) == "hf" else spec)
+        note = "" if source is None else f"from {HUBS[_hub(draft) if is_bare else source.hub]} when the run needs it"
+        draft.findings.append(Finding(row.name, spec, "carried", f"{row.target}: {entries[-1]}", note, row.effect))
+    draft.values[row.target] = entries
 
 
 def shuffle(draft: Draft, row: Argument) -> None:
@@ -155,8 +136,11 @@ def system(draft: Draft, row: Argument) -> None:
 
 
 def loss_scale(draft: Draft, row: Argument) -> None:
-    """`default` for sft, `all` for pt: what the method means here."""
+    """A field for sft; pt trains all tokens there and here."""
     if row.name not in draft.given:
         return
-    is_so = draft.given[row.name] == {"sft": "default", "pt": "all"}[draft.command.method]
-    draft.note(row, "carried" if is_so else "left out", f"always so: {row.note}" if is_so else row.note)
+    if draft.command.method == "sft":
+        draft.put(row, row.here(draft.given[row.name]), "carried", row.note)
+    else:
+        is_so = draft.given[row.name] == "all"
+        draft.note(row, "carried" if is_so else "left out", f"always so: {row.note}" if is_so else row.note)

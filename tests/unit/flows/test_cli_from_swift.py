@@ -28,7 +28,7 @@ def test_a_command_becomes_a_run_file_that_plan_takes(here: Path, text: str, sta
     load_run(here / "runs/run.yaml")
     planned = mcore_flows("plan", "runs/run.yaml", cwd=here)
     assert planned.returncode == 0, planned.stderr
-    assert "6 of 6 stages run, 0 are reused." in planned.stdout
+    assert "7 of 7 stages run, 0 are reused." in planned.stdout
 
 
 def test_standard_output_is_the_file_alone(here: Path) -> None:
@@ -47,8 +47,8 @@ def test_the_tables_say_what_was_left_out_and_what_it_changes(here: Path) -> Non
     assert done.returncode == 4
     assert lines["optimizer"] == "optimizer sgd what is learnt AdamW"
     assert lines["num_worker"].endswith("did you mean --num_workers?")
-    assert "org/set#9 data.dataset: data/set.jsonl#9 download it to data/set.jsonl" in lines["dataset"]
-    assert "3 of the above change what is learnt and need your hand." in done.stderr
+    assert "org/set#9 data.dataset: org/set#9 from ModelScope when the run needs it" in lines["dataset"]
+    assert "2 of the above change what is learnt and need your hand." in done.stderr
 
 
 def test_nothing_is_overwritten_or_written_by_a_refusal(here: Path) -> None:

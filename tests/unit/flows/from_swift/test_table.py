@@ -19,7 +19,7 @@ BEYOND = {
     # Arguments of release 3, and of the hub, that the list of 4.6.0's common ones does not have.
     "model_revision", "task_type", "distributed_backend", "main_params_dtype", "no_gradient_accumulation_fusion",
     "manual_gc", "load_safetensors", "no_initialization", "use_cpu_initialization", "ckpt_format",
-    "moe_router_bias_update_rate", "wandb_exp_name", "log_throughput",
+    "moe_router_bias_update_rate", "wandb_exp_name", "log_throughput", "enable_thinking",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from flows.from_swift.draft import Finding
 from flows.from_swift.run_file import run_file
 from flows.from_swift.translate import Translation, as_tree, translate
 from mcore.errors import ConfigError
-from tests.unit.flows.from_swift.commands import DENSE_SFT, MOE_LORA, PT_PACKING, write_workspace
+from tests.unit.flows.from_swift.commands import DENSE_SFT, MOE_LORA, PT_PACKING, QUICK_START, write_workspace
 
 LEAST = "megatron sft --model model --dataset rows.jsonl --max_length 64 --torch_dtype bfloat16 --train_iters 5 "
 
@@ -49,7 +49,7 @@ EXPECTED: dict[str, tuple[str, dict[str, Any]]] = {
             "data": {
                 "dataset": ["rows.jsonl#12", "val.jsonl"], "split_dataset_ratio": 0.1, "max_length": 64,
                 "truncation_strategy": "delete", "model_name": "swift-robot", "model_author": "swift",
-                "system": "You answer in one word.",
+                "system": "You answer in one word.", "dataset_num_proc": 4,
             },
             "train": {
                 "method": "sft", "tensor_model_parallel_size": 2, "sequence_parallel": True, "micro_batch_size": 4,
@@ -110,6 +110,32 @@ def test_a_command_becomes_this_run_and_no_other(shape: str) -> None:
     RunConfig.model_validate(written)
     given = set(read_command(text).arguments)
     assert given <= {one.argument for one in done.findings}, "an argument was dropped without a word"
+
+
+def test_the_quick_start_is_carried_over_whole() -> None:
+    command = read_command(QUICK_START)
+    done = translate(command)
+    told = {one.argument: one for one in done.findings}
+    assert set(command.arguments) | set(command.environment) <= set(told)
+    assert [one.argument for one in done.findings if one.outcome == "unknown"] == []
+    # The model is on a hub: only its config.json says what the dtype is.
+    assert {one.argument for one in done.findings if one.needs_a_look} == {"torch_dtype"}
+    left_out = {one.argument for one in done.findings if one.outcome == "left out"}
+    assert left_out == {
+        "no_save_optim",
+        "no_save_rng",
+        "num_workers",
+        "PYTORCH_CUDA_ALLOC_CONF",
+        "CUDA_VISIBLE_DEVICES",
+    }
+    run = RunConfig.model_validate(as_tree(done.values))
+    assert run.model.source == "ms:Qwen/Qwen2.5-7B-Instruct" and run.launch.nproc_per_node == 2
+    assert run.data.dataset == (
+        "AI-ModelScope/alpaca-gpt4-data-zh#500",
+        "AI-ModelScope/alpaca-gpt4-data-en#500",
+        "swift/self-cognition#500",
+    )
+    assert (run.data.system, run.data.model_name) == ("You are a helpful assistant.", "swift-robot")
 
 
 def test_defaults_that_are_not_ours_are_written_out() -> None:
@@ -186,21 +212,29 @@ def test_models(words: str, source: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "file", "todo"),
+    ("spec", "entry", "note"),
     [
         ("rows.jsonl#7", "rows.jsonl#7", ""),
         ("/elsewhere/rows.jsonl", "/elsewhere/rows.jsonl", ""),
-        ("AI-ModelScope/alpaca-zh#500", "data/alpaca-zh.jsonl#500", "download it to data/alpaca-zh.jsonl"),
-        ("hf::org/set:sub", "data/set-sub.jsonl", "download it to data/set-sub.jsonl, one JSON object with messages"),
-        ("rows.csv#3", "rows.jsonl#3", "write its rows to rows.jsonl"),
+        ("folder", "folder", ""),
+        ("rows.csv#3", "rows.csv#3", ""),
+        ("AI-ModelScope/alpaca-zh#500", "AI-ModelScope/alpaca-zh#500", "from ModelScope when the run needs it"),
+        ("swift/self-cognition:qwen3#600", "swift/self-cognition:qwen3#600", "from ModelScope"),
+        ("hf::org/set:sub", "hf::org/set:sub", "from the Hugging Face hub"),
+        ("org/set#9 --use_hf true", "hf:org/set#9", "from the Hugging Face hub"),
+        ("ms::org/set --use_hf true", "ms::org/set", "from ModelScope"),
     ],
 )
-def test_datasets(spec: str, file: str, todo: str) -> None:
+def test_datasets(spec: str, entry: str, note: str) -> None:
     done = of(LEAST.replace("rows.jsonl", spec))
-    assert done.values["data.dataset"] == [file]
+    assert done.values["data.dataset"] == [entry]
     found = finding(done, "dataset")
-    assert todo in found.note and found.outcome == ("to do" if todo else "carried")
-    assert (done.needs_a_look > 0) == bool(todo) == (spec in done.comments["data.dataset"])
+    assert note in found.note and bool(note) == bool(found.note)
+    assert found.outcome == "carried" and done.needs_a_look == 0
+
+
+def test_a_name_that_no_hub_has_is_refused() -> None:
+    assert "--dataset hf:set: found no name of a data set" in refused(LEAST.replace("rows.jsonl", "hf:set"))
 
 
 # What is given beside LEAST, a field and its value (or that the run does not say it), and what is told of the argument.
@@ -225,8 +259,14 @@ CASES: list[tuple[str, str, Any, str, str]] = [
     ("--optimizer muon", "train.optimizer", None, "left out", "AdamW"),
     ("--use_precision_aware_optimizer", "train.use_precision_aware_optimizer", True, "carried", ""),
     ("--calculate_per_token_loss false", "train.method", "sft", "left out", "mean over its trained tokens"),
-    ("--loss_scale default", "train.method", "sft", "carried", "always so"),
-    ("--loss_scale last_round", "train.method", "sft", "left out", "all of the assistant's turns"),
+    ("--loss_scale default", "data.loss_scale", "default", "carried", ""),
+    ("--loss_scale last_round+ignore_empty_think", "data.loss_scale", "last_round+ignore_empty_think", "carried", ""),
+    ("--loss_scale default+ignore_empty_think", "data.loss_scale", "ignore_empty_think", "carried", ""),
+    ("--loss_scale hermes", "data.loss_scale", None, "left out", "it stays default"),
+    ("--enable_thinking false", "data.enable_thinking", False, "carried", ""),
+    ("--columns '{\"question\": \"query\"}'", "data.columns", {"question": "query"}, "carried", ""),
+    ("--dataset_num_proc 8", "data.dataset_num_proc", 8, "carried", ""),
+    ("--template qwen2_5", "data.template", None, "left out", "Jinja file"),
     ("--recompute_modules core_attn moe", "train.recompute_modules", ["core_attn", "moe"], "carried", ""),
     ("--recompute_modules layernorm", "train.recompute_modules", None, "left out", "it stays core_attn"),
     ("--no_gradient_accumulation_fusion true", "train.gradient_accumulation_fusion", False, "carried", ""),
@@ -238,8 +278,8 @@ CASES: list[tuple[str, str, Any, str, str]] = [
     ("--max_shard_size many", "export.max_shard_size_gb", None, "left out", "must look like 5GB"),
     ("--truncation_strategy split", "data.truncation_strategy", None, "left out", "it stays raise"),
     ("--dataset_shuffle false", "data.dataset_shuffle", True, "left out", "one shuffle"),
-    ("--model_author 魔搭 ModelScope", "data.model_author", "ModelScope", "changed", "the last is taken"),
-    ("--model_author same same", "data.model_author", "same", "carried", ""),
+    ("--model_author 魔搭 ModelScope", "data.model_author", ["魔搭", "ModelScope"], "carried", ""),
+    ("--model_name swift-robot", "data.model_name", "swift-robot", "carried", ""),
     ("--moe_aux_loss_coeff 0 --moe_router_load_balancing_type aux_loss", "train.moe_router_load_balancing_type", None,
      "left out", "nothing is balanced"),
     ("--adapters some_folder", "train.adapter_load", None, "left out", "tuner_type lora"),
