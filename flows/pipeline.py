@@ -13,6 +13,7 @@ from tasks.convert import convert
 from tasks.evaluate import evaluate_base, evaluate_tuned
 from tasks.export import export
 from tasks.fetch import fetch
+from tasks.overlap import note_overlap
 from tasks.plan import plan
 from tasks.prepare import prepare
 from tasks.promote import promote
@@ -60,6 +61,7 @@ def pipeline(run: RunConfig) -> RunResult:
         # The run's rows as the base model's tokens: what can't be used is found before anything long begins.
         hf = planned.local_model or fetch(planned)
         data = prepare(planned, hf=hf)
+        note_overlap(planned, data)
 
         # The base model as Hugging Face folder and as megatron-core checkpoint, and the proof that both are the same.
         base = convert(planned, hf=hf)

@@ -31,6 +31,8 @@ HTML_PAGE = "report.html"
 CURVE = "loss.svg"
 GO_ON = "Run the same command again to go on."
 FIGURES = {
+    "samples": "{:,} samples",
+    "trained_tokens": "{:,} trained tokens",
     "num_parameters": "{:,} parameters",
     "num_differing_tensors": "{} tensors differ",
     "relative_error": "error {:.1e}",

@@ -17,6 +17,8 @@ from mcore.wording import duration, moment
 from tasks.differences import differences, reasons, roles
 
 DATA_REPORT = "data_report.json"
+DATA_OVERLAP = "data_overlap.json"
+"""In the run's folder: what of its evaluation is in the training rows (`tasks/overlap.py`)."""
 FAILURE = "failure.json"
 NOT_REACHED = "not reached"
 OPEN = ("running", "lost")
@@ -176,7 +178,8 @@ class RunFacts:
     @property
     def data_report(self) -> dict[str, Any]:
         """What became of the rows; empty if no stage wrote it."""
-        return next((found for stage in self.reached if (found := stage.read(DATA_REPORT))), {})
+        found = next((found for stage in self.reached if (found := stage.read(DATA_REPORT))), {})
+        return found and found | read_object(self.store.run_dir(self.record.name) / DATA_OVERLAP)
 
     @property
     def failure(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from configs.schema.data import DataConfig
 from mcore.data.dataset import DATASETS_FILE, NAMES, SAMPLES_FILE, OverLength, TokenDataset, blocks_of, open_datasets
-from mcore.data.prepare.digests import firsts
+from mcore.data.prepare.digests import ASKED_FILE, firsts
 from mcore.data.prepare.dropped import DroppedRows
 from mcore.data.prepare.encode import Encoded, Encoder
 from mcore.data.prepare.files import SAMPLES, batch_of, write_numbers, written
@@ -33,8 +33,6 @@ from mcore.folders import fsync_folder, refuse_no_place, remove
 from mcore.progress import Advance, progress
 
 METRICS = "metrics.json"
-ASKED_FILE = "asked.npy"
-"""Digests of what users say in training rows, sorted: tells of any text whether it was trained on."""
 
 PROGRESS_FROM_ROWS = 5000
 """Smaller data is tokenised in less time than it takes to read about it."""

@@ -9,6 +9,10 @@ import numpy as np
 
 from mcore.data.rows import Row
 
+ASKED_FILE = "asked.npy"
+"""Of a prepared folder: digests of what users say in training rows, `[turns, 2]`, uint64, each once. It tells of any
+text whether it is trained on."""
+
 _BYTES = 16
 
 

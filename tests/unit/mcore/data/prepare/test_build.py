@@ -14,8 +14,8 @@ from configs.schema.data import DataConfig
 from mcore.data.dataset import TokenDataset, open_datasets
 from mcore.data.load import load_rows
 from mcore.data.prepare import select
-from mcore.data.prepare.build import ASKED_FILE, prepare
-from mcore.data.prepare.digests import asked_alike, digests_of
+from mcore.data.prepare.build import prepare
+from mcore.data.prepare.digests import ASKED_FILE, asked_alike, digests_of
 from mcore.data.prepare.report import REPORT_FILE
 from mcore.data.template import encode_rows, load_tokenizer
 from mcore.errors import ConfigError, DataError
