@@ -7,6 +7,9 @@ from pathlib import Path
 
 from mcore.launch import tail_of
 
+BASE = {"prepare", "convert", "verify_convert"}
+"""Stages in front of training."""
+
 
 def result_of(process: subprocess.Popen) -> dict:
     """What `tests.flows.run_pipeline` printed; it has to end well."""

@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(7200)]
 
 NUM_KILLS = int(os.environ.get("MCORE_FLOWS_KILLS", "6"))
 SEED = os.environ.get("MCORE_FLOWS_KILL_SEED", "0")
-KINDS = ("convert", "verify", "train", "select", "export")
+KINDS = ("prepare", "convert", "verify", "train", "select", "export")
 TARGETS = ("flow", "supervisor", "launcher", "rank", "all")
 MARK = "MCORE_FLOWS_TEST_MARK"
 RUN = raw_run(

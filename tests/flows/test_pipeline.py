@@ -13,8 +13,8 @@ from mcore.errors import ConfigError, PrecisionError
 from tests.flows.workspace import raw_run
 
 LINE = [
-    "prepare", "convert", "verify_convert", "train", "select", "export", "verify_export", "evaluate_base", "evaluate_tuned",
-    "compare",
+    "prepare", "convert", "verify_convert", "train", "select", "export", "verify_export", "evaluate_base",
+    "evaluate_tuned", "compare",
 ]  # fmt: skip
 
 

@@ -35,7 +35,7 @@ def test_from_a_stage_on_everything_is_made_again_and_what_was_there_stays(works
         assert record is not None
         return {name: outcome["cached"] for name, outcome in record.outcomes.items()}
 
-    expected = {"convert": True, "verify_convert": True, "train": True, "select": True}
+    expected = {"prepare": True, "convert": True, "verify_convert": True, "train": True, "select": True}
     assert resume("--from", "export") == expected | {"export": False, "verify_export": False}
     after = workspace.weight_files()
     assert {name: after.get(name) for name in before} == before, "something that was there was touched"

@@ -49,7 +49,7 @@ def test_a_changed_learning_rate_runs_only_training_and_what_follows(server, els
         return {task["name"].rpartition("-")[0]: task["state_name"] for task in tasks}
 
     ran = ("preflight", "train", "select", "export", "verify_export", "publish")
-    expected = {"convert": "Cached", "verify_convert": "Cached"} | dict.fromkeys(ran, "Completed")
+    expected = dict.fromkeys(("prepare", "convert", "verify_convert"), "Cached") | dict.fromkeys(ran, "Completed")
     wait_until(lambda: states() == expected, 30)  # states travel as events
     keys = {artifact["key"]: artifact for artifact in server.filter("artifacts")}
     assert keys["train-deployed"]["type"] == "progress" and keys["train-deployed"]["data"] == 100.0

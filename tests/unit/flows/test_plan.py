@@ -48,8 +48,8 @@ def test_nothing_is_there_and_nothing_is_written(raw: dict[str, Any]) -> None:
     before = listing(Path.cwd())
     found = decisions(raw)
     assert running(found) == list(found) == [
-        "prepare", "convert", "verify_convert", "train", "select", "export", "verify_export", "evaluate_base", "evaluate_tuned",
-        "compare",
+        "prepare", "convert", "verify_convert", "train", "select", "export", "verify_export", "evaluate_base",
+        "evaluate_tuned", "compare",
     ]  # fmt: skip
     assert {decision.why for decision in found.values()} == {"new run"}
     assert listing(Path.cwd()) == before
