@@ -181,6 +181,8 @@ TABLE = {
     "evaluate.max_tokens": (32, EVALUATION),
     "evaluate.min_pass_rate": (0.25, {"compare", "promote"}),
     "evaluate.max_regression": (0.5, {"compare", "promote"}),
+    "evaluate.max_perplexity_ratio": (1.1, {"compare", "promote"}),
+    "evaluate.worse_confidence": (0.95, {"compare", "promote"}),
     "evaluate.tensor_parallel_size": (2, EVALUATION),
     "evaluate.python": ("other/bin/python", NOTHING),
     "promote.alias": ("production", {"promote"}),
@@ -278,7 +280,8 @@ def fields_that_can_change() -> set[str]:
 
 
 def test_the_table_has_every_field_of_a_run():
-    assert fields_that_can_change() - {"model.source"} == set(TABLE)  # the source is tested by itself below
+    by_themselves = {"model.source", "evaluate.num_served_prompts"}  # tested below
+    assert fields_that_can_change() - by_themselves == set(TABLE)
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -351,7 +354,30 @@ def test_inputs_and_proofs_come_before_what_they_are_for():
         assert set(stage.inputs.values()) | set(stage.proofs.values()) <= seen
         seen.add(stage.name)
     guarded = {stage.name: set(stage.proofs.values()) for stage in STAGES if stage.proofs}
-    assert guarded == {"train": {"verify_convert"}, "evaluate_tuned": {"verify_export"}}
+    assert guarded == {
+        "train": {"verify_convert"},
+        "verify_served": {"verify_export"},
+        "evaluate_tuned": {"verify_export", "verify_served"},
+    }
+
+
+def test_the_proof_of_what_is_served_stands_before_the_evaluation_if_it_is_asked_for(folder):
+    def plans_with(updates):
+        run = run_with(updates)
+        return {plan.name: plan for plan in stages(run, Source(), Store(run.launch.store))}
+
+    assert "verify_served" not in plans_with({})
+    proven = plans_with({"evaluate.num_served_prompts": 4})
+    names = list(proven)
+    assert names.index("verify_export") < names.index("verify_served") < names.index("evaluate_tuned")
+    assert proven["evaluate_tuned"].inputs["served"] == proven["verify_served"].artifact
+    assert proven["verify_served"].inputs["proof"] == proven["verify_export"].artifact
+    lora = {"train.tuner_type": "lora", "export.merge_lora": False, "evaluate.num_served_prompts": 4}
+    adapted = plans_with(lora)["verify_served"].inputs
+    assert adapted["model"] == adapted["base"] != adapted["adapter"]
+    for updates in ({"data.max_length": 64}, {"evaluate.max_model_len": 512}, {"evaluate.num_served_prompts": 5}):
+        changed_key = plans_with({"evaluate.num_served_prompts": 4} | updates)["verify_served"].key
+        assert changed_key != proven["verify_served"].key
 
 
 def test_training_from_safetensors_starts_from_the_model_itself(folder):
