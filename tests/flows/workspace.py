@@ -18,7 +18,7 @@ CHAT_TEMPLATE = (
 SPECIALS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, *, num_key_value_heads: int = 1) -> None:
     """A Llama of two layers with heads of 32 (vLLM's smallest on a CPU), every tensor random, and a byte tokenizer."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -36,7 +36,7 @@ def write_model(folder: Path) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(wrapped), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=32, max_position_embeddings=256, tie_word_embeddings=True,
+        num_key_value_heads=num_key_value_heads, head_dim=32, max_position_embeddings=256, tie_word_embeddings=True,
         bos_token_id=wrapped.bos_token_id, eos_token_id=wrapped.eos_token_id, pad_token_id=wrapped.pad_token_id,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
