@@ -49,7 +49,7 @@ def paired_difference(both: int, gained: int, lost: int, neither: int, confidenc
     tuned_low, tuned_high = wilson(both + gained, num_cases, confidence)
     base_low, base_high = wilson(both + lost, num_cases, confidence)
     margins = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
-    product = both * neither - gained * lost
+    product = float(both * neither - gained * lost)
     if product > 0:
         product = max(product - num_cases / 2, 0)
     alike = product / sqrt(margins) if margins else 0.0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from configs.schema.data import DataConfig
 from mcore.data.chat.options import options_of
 from mcore.data.chat.rendering import ChatTemplate, as_templates_read
-from mcore.data.chat.turns import Accounting, Rendered
+from mcore.data.chat.turns import Accounting
 from mcore.data.rows import Method, Row
 from mcore.data.sources.source import Source, open_source, read
 from mcore.data.template import encode_rows, load_tokenizer
@@ -132,7 +132,8 @@ class _Chat:
             return
         # A system message in front of the row that was trained stands in no row that is asked without it.
         offset = len(row.messages) - len(asked.messages)
-        texts = [item for item in self.accounting.render(row) if isinstance(item, Rendered)]
+        texts = self.accounting.render(row)
+        assert not isinstance(texts, Problem), "encode_rows would have told"
         for item, sample in zip(texts, samples, strict=True):
             turn = item.turns[-1]
             ids = self.tokenizer(item.text[: turn.start], add_special_tokens=False)["input_ids"]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from configs.schema.run import RunConfig
 from mcore.errors import PrecisionError, Problem
@@ -71,7 +72,7 @@ def _logprobs(
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         model_dir, dtype=getattr(torch, torch_dtype), local_files_only=True, trust_remote_code=False
     )
     if adapter is not None:
