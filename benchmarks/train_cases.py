@@ -36,9 +36,27 @@ SHAPES = {
     "7b": QWEN2
     | dict(zip(SIZES, (28, 3584, 18944, 28, 4), strict=True))
     | {"vocab_size": 152064, "tie_word_embeddings": False},
+    "14b": QWEN2
+    | dict(zip(SIZES, (48, 5120, 13824, 40, 8), strict=True))
+    | {"vocab_size": 152064, "tie_word_embeddings": False},
+    "30b-a3b": QWEN2
+    | dict(zip(SIZES, (48, 2048, 6144, 32, 4), strict=True))
+    | {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "head_dim": 128,
+        "tie_word_embeddings": False,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "use_sliding_window": False,
+    },
     "tiny": QWEN2 | dict(zip(SIZES, (2, 64, 128, 4, 2), strict=True)) | {"vocab_size": 256},
 }
-"""Qwen2.5's own sizes, and one to try the benchmark with."""
+"""Qwen2.5's own sizes, Qwen3-30B-A3B's, and one to try the benchmark with."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,7 @@ def run(run_file: RunFile, overrides: Overrides = None, store: StoreFolder = Non
 
 
 app.add_typer(plans)
+app.add_typer(layout_commands)
 app.add_typer(run_commands)
 app.add_typer(promotion)
 app.add_typer(chats)
