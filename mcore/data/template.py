@@ -132,6 +132,9 @@ class _Chat:
         dividing.sort(key=len, reverse=True)
         self.dividing_text = re.compile("|".join(map(re.escape, dividing)) or r"(?!)")
         self.tails: dict[str, list[int]] = {}
+        self.backend: Any = tokenizer.backend_tokenizer
+        self.backend.no_truncation()
+        self.backend.no_padding()
 
     def encode(self, rows: Sequence[Row]) -> Iterator[Sample | Problem]:
         rendered = [self.accounting.render(row) for row in rows]
@@ -149,8 +152,8 @@ class _Chat:
     def _encodings(self, texts: list[str]) -> Sequence[Any]:
         if not texts:
             return ()
-        found = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False).encodings
-        assert found is not None, "a tokenizer of the tokenizers library"
+        # What `tokenizer(texts)` does, without its lists of all that an encoding has.
+        found: Sequence[Any] = self.backend.encode_batch(texts, add_special_tokens=False)
         return found
 
     def _sample(self, item: Rendered, encoding: Any) -> Sample | Problem:
@@ -172,7 +175,7 @@ class _Chat:
                 return Problem(f"{item.row.place}: the tokenizer", f"{turn.end_token!r} as one token", "several")
             mask[start:end] = [turn.weight] * (end - start)
         # What stands behind the last trained token can't change the loss.
-        length = max(index for index, weight in enumerate(mask) if weight) + 1
+        length = next(place for place in range(len(mask), 0, -1) if mask[place - 1])
         return Sample(ids[:length], mask[:length], item.row.place)
 
     def _places(self, item: Rendered, turn: Turn, encoding: Any, ids: list[int]) -> tuple[int | None, int | None]:

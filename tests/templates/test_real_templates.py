@@ -27,7 +27,35 @@ from tests.vllm.vllm_child import run_with_vllm
 pytestmark = pytest.mark.templates
 
 ROWS = rows()
-REFUSED: dict[str, set[str]] = {name: set() for name in NAMES}
+NO_TOOLS_NO_THOUGHTS = {
+    name
+    for name, row in ROWS.items()
+    if row.tools or any(message.reasoning_content is not None for message in row.messages)
+}
+"""What templates that know neither can't show, and what comes of it."""
+
+REFUSED = {
+    "smollm2": NO_TOOLS_NO_THOUGHTS,
+    "llama3": NO_TOOLS_NO_THOUGHTS,
+    "deepseek_v3": NO_TOOLS_NO_THOUGHTS,  # it wants arguments as text, which vLLM does not give it
+    "gemma3": NO_TOOLS_NO_THOUGHTS,
+    # A prompt that says not to think, and an answer with a thought.
+    "qwen3": {
+        f"{name}, enable_thinking false"
+        for name in (
+            "a thought",
+            "a thought as text",
+            "a thought in the last turn",
+            "a thought with a system message",
+            "thoughts in both turns",
+            "a call with a thought",
+        )
+    },
+    # It shows one call a message; and a call's thought as long as no last answer is there, so that the prompt of that
+    # answer begins no text.
+    "gptoss": {"two calls at once"}
+    | {f"a call with a thought{switch}" for switch in ("", ", enable_thinking true", ", enable_thinking false")},
+}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from mcore.data.chat.options import TemplateOptions
@@ -79,13 +80,18 @@ class ChatTemplate:
             raise RefusedError(reason[0] if reason else type(exc).__name__) from exc
 
 
+@lru_cache(maxsize=8)
+def _reads_thinking(source: str) -> bool:
+    return READS_THINKING.search(source) is not None
+
+
 def as_templates_read(messages: Sequence[Message], source: str = "") -> list[dict[str, Any]]:
     """Messages as vLLM hands them to a template.
 
     Thoughts go by the names that vLLM gives them, `reasoning` and `reasoning_content`, and by `thinking` where the
     template, whose text is `source`, reads that. Source: vLLM 0.32 `renderers/chat_utils.py`.
     """
-    reads_thinking = READS_THINKING.search(source) is not None
+    reads_thinking = _reads_thinking(source)
     said = [message.for_template() for message in messages]
     for message in said:
         thought = message.get("reasoning_content")

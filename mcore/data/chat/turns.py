@@ -116,7 +116,7 @@ class Accounting:
                 if self.options.multi_turn != "split":
                     return shown.problem
             return [
-                self._whole(replace(row, messages=row.messages[: index + 1]), {index: weight})
+                self._whole(replace(row, messages=row.messages[: index + 1]), {index: weight}, by_itself=True)
                 for index, weight in weights.items()
             ]
         except _ShownOtherwiseError as shown:
@@ -151,9 +151,10 @@ class Accounting:
         inside = self.special_text.search(json.dumps(row.tools, ensure_ascii=False)) if row.tools else None
         return _special_problem(f"{row.place}: tools", inside[0]) if inside else None
 
-    def _whole(self, row: Row, weights: dict[int, float]) -> Rendered:
+    def _whole(self, row: Row, weights: dict[int, float], *, by_itself: bool = False) -> Rendered:
         text = self.template.render(row)
-        if (lost := _first_lost(row, text)) is not None:
+        # What a template no longer shows of earlier answers, a server does not see either.
+        if (lost := _first_lost(row, text, but_answers=by_itself)) is not None:
             fix = "Take it out of the row, or use another template."
             raise _ShownOtherwiseError(Problem(f"{row.place}: the chat template leaves out {lost}", fix=fix))
         last = len(row.messages) - 1
@@ -194,8 +195,8 @@ class Accounting:
             found = repr(alone[start : start + 60])
             raise _ShownOtherwiseError(Problem(where, "the answer and then a special token that ends the turn", found))
         body = alone[start : end.start()]
-        thought = EMPTY_THOUGHT.match(body) if self.options.ignores_empty_thoughts else None
-        untrained = thought.end() if thought else 0
+        empty = EMPTY_THOUGHT.match(body) if self.options.ignores_empty_thoughts else None
+        untrained = empty.end() if empty else 0
         if not is_last and not text.startswith(body, start) and text.startswith(body[untrained:], start):
             body, untrained = body[untrained:], 0
         body_end = start + len(body)
@@ -252,13 +253,15 @@ def _thought(message: Message) -> str:
     return (message.reasoning_content or (before.rpartition("<think>")[2] if mark else "")).strip()
 
 
-def _first_lost(row: Row, text: str) -> str | None:
-    """What the text does not show, in words: a message or a tool."""
+def _first_lost(row: Row, text: str, *, but_answers: bool) -> str | None:
+    """What the text does not show, in words: a message or a tool. Of answers maybe only the last counts."""
     for tool in row.tools:
         if str(tool.get("function", tool).get("name")) not in text:
             return f"the tool {tool.get('function', tool).get('name')}"
     at = 0
     for index, message in enumerate(row.messages):
+        if but_answers and message.role == "assistant" and index < len(row.messages) - 1:
+            continue
         spoken = _spoken(message.content) if message.role == "assistant" else message.content.strip()
         pieces = [spoken, *(call["function"]["name"] for call in message.tool_calls)]
         for piece in pieces:
