@@ -7,7 +7,7 @@ from itertools import islice
 
 from configs.schema.data import DataConfig
 from mcore.data.prepare.dropped import DroppedRows
-from mcore.data.prepare.select import config_problems, opened
+from mcore.data.prepare.entries import config_problems, opened
 from mcore.data.rows import Dropped, Method
 from mcore.data.sources.source import Source, read
 from mcore.errors import Problem

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from configs.schema.data import DataConfig
+from mcore.data.prepare.entries import config_problems, opened
 from mcore.data.rows import Dropped, Method, Row, raise_problems
 from mcore.data.sampling import sample, shares
-from mcore.data.sources.source import Source, open_source, read
-from mcore.errors import DataError, Problem
+from mcore.data.sources.source import Source, read
 
 ROWS_AT_ONCE = 2000
 """Rows of a part."""
@@ -123,25 +123,6 @@ def _mixed(sizes: list[int], config: DataConfig) -> list[int]:
     if not config.interleave_prob:
         return []
     return shares(sizes, config.interleave_prob, until_all=config.stopping_strategy == "all_exhausted")
-
-
-def config_problems(config: DataConfig) -> list[Problem]:
-    """What is wrong with a run's data whatever is in the files."""
-    problems = []
-    if not config.dataset:
-        problems.append(Problem("data.dataset", "at least one file", "none"))
-    if config.val_dataset and config.split_dataset_ratio:
-        problems.append(Problem("data", "val_dataset or split_dataset_ratio", "both", "Leave one of them out."))
-    return problems
-
-
-def opened(entry: str, config: DataConfig, where: str, problems: list[Problem]) -> Source | None:
-    """A source, or None and what is wrong with it; an entry that is none is named by its place in the run."""
-    try:
-        return open_source(entry, config)
-    except DataError as exc:
-        problems += [problem if problem.expected else Problem(where, found=problem.found) for problem in exc.problems]
-        return None
 
 
 def set_aside(rows: np.ndarray, firsts: np.ndarray, ratio: float, *, seed: int, shuffle: bool) -> np.ndarray:
