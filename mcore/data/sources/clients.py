@@ -23,6 +23,8 @@ from mcore.data.sources.self_cognition import repository_subset
 from mcore.errors import DataError, Problem
 
 README = "README.md"
+MAX_TOLD = 500
+"""Letters of an error of `datasets` that are shown; it lists all subsets."""
 
 
 def locate(dataset: HubDataset) -> dict[str, Any]:
@@ -74,8 +76,9 @@ def _files(dataset: HubDataset, subset: str, folder: Path) -> list[str]:
             str(folder), name=name, cache_dir=str(folder.parent / "cache"), download_config=DownloadConfig()
         ).config
     except Exception as exc:  # datasets has no error tree
-        first_line = (str(exc).strip().splitlines() or [""])[0].replace(str(folder), dataset.repo)
-        raise _refused(dataset, "a subset with files of rows", f"{type(exc).__name__}: {first_line}", "") from exc
+        # Which subsets there are is said behind the first line.
+        told = " ".join(str(exc).replace(str(folder), dataset.repo).split())[:MAX_TOLD]
+        raise _refused(dataset, "a subset with files of rows", f"{type(exc).__name__}: {told}", "") from exc
     splits = {str(split): [str(file) for file in files] for split, files in (config.data_files or {}).items()}
     if dataset.split not in splits:
         fix = "Name one behind a second colon: org/name:subset:split, or org/name::split."

@@ -182,7 +182,7 @@ WRONG = {
     "ms:org/none": "the spelling",
     "org/none": "are looked for on ModelScope",
     "hf:org/subsets@none": "Check the spelling",
-    "hf:org/subsets": "one",  # a subset must be named
+    "hf:org/subsets": "['one', 'two']",  # a subset must be named
     "hf:org/subsets:three": "three",
     "hf:org/subsets:one:dev": "the split 'dev', found train, test",
     "ms:org/empty": "a subset with files of rows",
