@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, overload
 
@@ -66,8 +66,8 @@ class Block:
         lengths = [len(sample.token_ids) for sample in samples]
         return cls(
             np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
-            np.concatenate([np.empty(0, np.int32), *(np.asarray(s.token_ids, np.int32) for s in samples)]),
-            np.concatenate([np.empty(0, np.float32), *(np.asarray(s.loss_mask, np.float32) for s in samples)]),
+            np.fromiter(chain.from_iterable(sample.token_ids for sample in samples), np.int32, sum(lengths)),
+            np.fromiter(chain.from_iterable(sample.loss_mask for sample in samples), np.float32, sum(lengths)),
             [sample.place for sample in samples],
         )
 

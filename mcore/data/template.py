@@ -135,6 +135,7 @@ class _Chat:
         self.backend: Any = tokenizer.backend_tokenizer
         self.backend.no_truncation()
         self.backend.no_padding()
+        self.backend.encode_special_tokens = bool(tokenizer.split_special_tokens)
 
     def encode(self, rows: Sequence[Row]) -> Iterator[Sample | Problem]:
         rendered = [self.accounting.render(row) for row in rows]
