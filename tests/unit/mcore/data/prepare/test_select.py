@@ -23,7 +23,7 @@ def write(path: Path, num_rows: int) -> str:
 )
 def test_entries_are_mixed_by_their_shares(tmp_path: Path, strategy: str, counts: tuple[int, int]) -> None:
     files = (write(tmp_path / "a.jsonl", 300), write(tmp_path / "b.jsonl", 300))
-    config = DataConfig(dataset=files, interleave_prob=(3, 1), stopping_strategy=strategy)  # type: ignore[arg-type]
+    config = DataConfig(dataset=files, interleave_prob=(3, 1), stopping_strategy=strategy)
     found = select(config)
     of_first = found.train < len(found.taken[0])
     assert (int(of_first.sum()), int((~of_first).sum())) == counts
