@@ -40,13 +40,18 @@ def encode_choices(
     A choice goes on from the generation prompt, or from `answer_prefix` and a space. Its tokens are those that follow
     what all of the question's sequences have in common up to there, so that a token that spans the border counts.
     """
+    from jinja2 import TemplateError
+
     encoded, problems = [], []
     for question in questions:
-        prompt = str(
-            tokenizer.apply_chat_template(
-                question.messages, tokenize=False, add_generation_prompt=True, strftime_now=RENDER_DATE.strftime
+        try:
+            prompt = str(
+                tokenizer.apply_chat_template(
+                    question.messages, tokenize=False, add_generation_prompt=True, strftime_now=RENDER_DATE.strftime
+                )
             )
-        )
+        except TemplateError:
+            continue  # `prompt_problems` tells of it, as of all questions
         prefix = question.case.answer_prefix
         before = f"{prompt}{prefix} " if prefix else prompt
         texts = [before.rstrip(" ") if prefix else before, *(before + choice for choice in question.case.choices)]
