@@ -51,9 +51,9 @@ REFUSED = {
             "a call with a thought",
         )
     },
-    # It shows one call a message; and a call's thought as long as no last answer is there, so that the prompt of that
+    # It shows one call a message; and a call's thought or words as long as no last answer is there, so that the prompt of that
     # answer begins no text.
-    "gptoss": {"two calls at once"}
+    "gptoss": {"two calls at once", "a call with words"}
     | {f"a call with a thought{switch}" for switch in ("", ", enable_thinking true", ", enable_thinking false")},
 }
 
