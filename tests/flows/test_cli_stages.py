@@ -26,9 +26,11 @@ def names(folder):
 
 def test_the_line_by_hand(here):
     # Training brings the conversion along; in one process here, the pipeline's own tests do it in two.
-    one = ["--set", "launch.nproc_per_node=1"]
-    done = mcore_flows("train", "run.yaml", *one, cwd=here)
-    assert done.returncode == 0, done.stderr
+    slot = ["--set", "launch.device_slots=1", "--set", f"launch.device_locks={here}/locks"]
+    done = mcore_flows("train", "run.yaml", *slot, cwd=here)
+    assert done.returncode == 2 and "at most the slots that launch.device_slots has (1), found 2" in done.stderr
+    done = mcore_flows("train", "run.yaml", "--set", "launch.nproc_per_node=1", *slot, cwd=here)
+    assert done.returncode == 0 and "on slot 0\n" in done.stderr, done.stderr
     assert {"iter_0000001", "iter_0000002", "hf", "metrics.jsonl"} <= names(here / "output" / "tiny")
     base = here / "output" / "tiny-base"
     assert {"release", "hf", "latest_checkpointed_iteration.txt"} <= names(base)
