@@ -51,8 +51,8 @@ REFUSED = {
             "a call with a thought",
         )
     },
-    # It shows one call a message; and a call's thought or words as long as no last answer is there, so that the prompt of that
-    # answer begins no text.
+    # It shows one call a message; and a call's thought or words as long as no last answer is there, so that the prompt
+    # of that answer begins no text.
     "gptoss": {"two calls at once", "a call with words"}
     | {f"a call with a thought{switch}" for switch in ("", ", enable_thinking true", ", enable_thinking false")},
 }
