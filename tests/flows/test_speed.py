@@ -32,7 +32,7 @@ def test_a_stage_takes_little_more_than_its_child(workspace, finished):
             continue
         assert process["cause"] == "exited" and process["status"] == 0
         beside[name] = outcome["seconds"] - (process["heartbeat"] - process["started"])
-    assert len(beside) == 9 and max(beside.values()) < OVERHEAD_S, beside
+    assert len(beside) == 10 and max(beside.values()) < OVERHEAD_S, beside
 
 
 def test_a_finished_run_is_gone_through_again_in_seconds(workspace, finished, prefect_api_url):
