@@ -9,6 +9,7 @@ from configs.schema.model import ModelConfig
 from configs.schema.run import RunConfig
 from mcore.artifacts import ArtifactRef
 from mcore.errors import InputError
+from tasks.console_output import go_on_without_reader
 from tasks.embedded_server import end_server_with_this_process
 from tasks.graph import LOCAL
 from tasks.preflight import check_run
@@ -24,6 +25,7 @@ def plan(run: RunConfig) -> PlannedRun:
         InputError: Everything that is wrong with it, at once.
     """
     end_server_with_this_process()
+    go_on_without_reader()
     checked = check_run(run, here=True)
     source, store = checked.source, checked.store
     if problems := collective_problems(run, checked.stages, store, get_run_logger().info):
