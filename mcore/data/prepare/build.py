@@ -64,7 +64,8 @@ class Rows:
         first = np.cumsum(counts, dtype=np.int64) - counts
         num = counts[rows]
         within = np.arange(num.sum()) - np.repeat(np.cumsum(num, dtype=np.int64) - num, num)
-        return np.repeat(first[rows], num) + within
+        found: np.ndarray = np.repeat(first[rows], num) + within
+        return found
 
     def over_length(self, rows: np.ndarray) -> OverLength:
         """What became of those of some rows that are too long."""
@@ -140,7 +141,8 @@ def _write_samples(parts: Iterator[Encoded], folder: Path, config: DataConfig, a
         DataError: What no drop budget covers, and dropped rows if they are more than it allows.
     """
     arrays: list[tuple[np.ndarray, ...]] = []
-    dropped, problems = DroppedRows(), []
+    dropped = DroppedRows()
+    problems: list[Problem] = []
     num_rows = num_problems = 0
     begin_s = time.monotonic()
     with written(folder / SAMPLES_FILE, SAMPLES) as writer:
@@ -156,7 +158,8 @@ def _write_samples(parts: Iterator[Encoded], folder: Path, config: DataConfig, a
     problems += [Problem(f"and {num_problems - len(problems)} more problems")] * (num_problems > len(problems))
     problems += dropped.problems(config)
     raise_problems("the data can't be used", problems)
-    return Rows(*map(np.concatenate, zip(*arrays, strict=True)), dropped)
+    usable, counts, digests, asked, asked_of = (np.concatenate(of_parts) for of_parts in zip(*arrays, strict=True))
+    return Rows(usable, counts, digests, asked, asked_of, dropped)
 
 
 def _write_datasets(config: DataConfig, selection: Selection, rows: Rows, folder: Path) -> dict[str, Any]:
