@@ -11,14 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from prefect import get_run_logger
 
 from configs.schema.placeholders import placeholder_values
 from configs.schema.run import RunConfig
 from configs.schema.suite import load_suite
 from mcore.artifacts import ArtifactRef
-from mcore.data.prepare.digests import ASKED_FILE, among, asked_alike, digests_of, turns_asked
 from mcore.data.rows import Row
 from mcore.data.sources.source import open_source, read
 from mcore.folders import write_durably
@@ -50,6 +48,10 @@ def overlap(run: RunConfig, data: Path) -> dict[str, Any]:
         run: A run with an evaluation.
         data: What `prepare` made of it.
     """
+    import numpy as np  # which a run that is all there need not load
+
+    from mcore.data.prepare.digests import ASKED_FILE, among, digests_of
+
     prompts = list(dict.fromkeys(_prompts(run)))
     trained = among(digests_of(prompts), np.load(data / ASKED_FILE))
     told = [prompt for prompt, is_trained in zip(prompts, trained, strict=True) if is_trained]
@@ -58,6 +60,8 @@ def overlap(run: RunConfig, data: Path) -> dict[str, Any]:
 
 def _prompts(run: RunConfig) -> Iterator[str]:
     """What is asked of the model, in the form in which it is compared."""
+    from mcore.data.prepare.digests import asked_alike, turns_asked
+
     evaluate = run.evaluate
     assert evaluate is not None
     suite = load_suite(Path(evaluate.suite)).filled(placeholder_values(run.data.model_name, run.data.model_author))
