@@ -48,14 +48,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory, plain: dict[str, tuple[list
     folder = tmp_path_factory.mktemp("layouts")
     for name in ALL_MODELS:
         model, hf_config = make_base(folder / name, name)
-        run = layout_run(folder, 1)
+        run = layout_run(folder, 1, name)
         with parallel_processes(Layout()):
             train(run, folder / name, folder / f"one-{name}")
         data, _ = build_datasets(run.data, "sft", folder / name / "hf")
         losses = train_with_transformers(model, run, data)
         plain[name] = losses, mcore_tensors(model, hf_config, padded_vocab_size=PADDED_VOCAB_SIZE)
     with parallel_processes(Layout()):
-        train(layout_run(folder, 1, **BALANCING), folder / LATENT, folder / "balanced-one")
+        train(layout_run(folder, 1, LATENT, **BALANCING), folder / LATENT, folder / "balanced-one")
     script = Path(__file__).with_name("train_every_layout_cases.py")
     for nproc in CASES:
         run_torchrun(nproc, script, folder, folder=folder, timeout_s=1500)
