@@ -29,6 +29,11 @@ class Server:
     environment: dict[str, str]
     client: httpx.Client
 
+    @property
+    def url(self) -> str:
+        """Its API."""
+        return self.environment["PREFECT_API_URL"]
+
     def prefect(self, *arguments: str) -> str:
         """Output of a `prefect` command, run in the checkout."""
         done = subprocess.run(
