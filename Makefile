@@ -78,6 +78,7 @@ test-faults: setup  ## kill -9 and damage, at every stage
 	.venv/bin/pytest -m "faults and not endurance"
 
 test-endurance: setup  ## the same at sixty moments, in every stage, of every file; takes hours
+	MCORE_FLOWS_KILLS=60 .venv/bin/pytest tests/faults/test_kills_over_all_stages.py
 	.venv/bin/pytest -m endurance
 
 test-operations: setup  ## unattended nights, secrets, Slurm and Kubernetes, two hosts that are cut off

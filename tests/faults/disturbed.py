@@ -58,7 +58,7 @@ def wait_for_iteration(store: Path, iteration: int) -> None:
     wait_until(lambda: is_at(store, iteration), f"training did not come to iteration {iteration}", 550)
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 120) -> None:
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 600) -> None:
     """Wait for something, looking often: what the tests do then has to be in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -1,6 +1,6 @@
 """kill -9 at seeded random moments over all stages: of the flow, the supervisor, the launcher, a rank, or all of them.
 
-`MCORE_FLOWS_KILLS=60 make test-faults` draws sixty moments, `MCORE_FLOWS_KILL_SEED` others. After each kill of the
+`make test-endurance` draws sixty moments (`MCORE_FLOWS_KILLS`), `MCORE_FLOWS_KILL_SEED` others. After each kill of the
 flow no process of it is left; whatever was killed, every artifact that can be seen is whole. In the end the exported
 model is the one of a run that nobody disturbed, byte for byte.
 """
@@ -102,7 +102,7 @@ class Run:
         return self._file.with_suffix(".log").read_text()[-5000:]
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 120) -> None:
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 600) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, what
