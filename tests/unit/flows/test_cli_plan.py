@@ -170,7 +170,9 @@ def test_a_stage_is_explained_as_json_and_an_unknown_one_refused(raw: dict[str, 
     assert told["proofs"] == {"proof": decisions(raw)["verify_convert"].stage.artifact}
     assert [one["what"] for one in told["nearest"]["differences"]] == ["train.seed"]  # itself is no other one
     refused = mcore_flows("explain", "trian", "run.yaml", cwd=Path.cwd())
-    assert refused.returncode == 2 and "trian: expected one of prepare, convert, verify_convert, train," in refused.stderr
+    assert (
+        refused.returncode == 2 and "trian: expected one of prepare, convert, verify_convert, train," in refused.stderr
+    )
 
 
 def test_a_thousand_artifacts_are_planned_over_in_two_seconds_without_torch(raw: dict[str, Any]) -> None:

@@ -252,7 +252,9 @@ def test_a_stage_that_the_run_has_not_can_not_be_made_again(raw: dict[str, Any])
     finish(checked_run(raw))
     before = listing(Path.cwd())
     done = mcore_flows("resume", "small", "--from", "publish", cwd=Path.cwd())
-    assert done.returncode == 2 and "--from publish: expected a stage of the run: one of prepare, convert," in done.stderr
+    assert (
+        done.returncode == 2 and "--from publish: expected a stage of the run: one of prepare, convert," in done.stderr
+    )
     assert listing(Path.cwd()) == before
 
 
