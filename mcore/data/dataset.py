@@ -192,10 +192,10 @@ class TokenDataset(Sequence[Sample]):
         """Digest of all token ids, masks and the order: equal for two datasets that train the same. 20 hex digits."""
         ids, masks = hashlib.sha256(), hashlib.sha256()
         for block, span in self._runs():
-            ids.update(memoryview(np.ascontiguousarray(block.token_ids[span], np.int32)))
-            masks.update(memoryview(np.ascontiguousarray(block.loss_mask[span], np.float32)))
+            ids.update(np.ascontiguousarray(block.token_ids[span], np.int32).data)
+            masks.update(np.ascontiguousarray(block.loss_mask[span], np.float32).data)
         digest = hashlib.sha256(json.dumps([self.seed, self.shuffle, len(self)]).encode())
-        digest.update(memoryview(self.lengths))
+        digest.update(self.lengths.data)
         digest.update(ids.digest() + masks.digest())
         return digest.hexdigest()[:20]
 

@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 @contextmanager
 def hub(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """Serve a folder of models and data sets; yields the address and the list of files that were asked for, as it grows."""
+    """Serve a folder of models and data sets; yields the address and the list of files asked for, as it grows."""
     served: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
