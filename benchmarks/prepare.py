@@ -43,7 +43,7 @@ def with_datasets(rows: Path, hf: Path, folder: Path, workers: int) -> float:
     import datasets
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(hf)
+    tokenizer = AutoTokenizer.from_pretrained(hf, trust_remote_code=False)
     loaded = datasets.load_dataset("json", data_files=str(rows), split="train", cache_dir=str(folder / "cache"))
 
     def encode(batch: dict[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from mcore.backend.layout import Layout
 from mcore.backend.parallel import parallel_processes
 from mcore.bridge.adapters import read_adapter_weights
 from mcore.bridge.export import export
+from mcore.data.prepare.build import build_datasets
 from mcore.metrics import read_metrics
-from mcore.train.methods import sft
 from mcore.train.run import train
 from mcore.train.tuners.options import LoraOptions
 from mcore.train.tuners.pair import first_values
@@ -96,7 +96,7 @@ def reference(folder: Path, name: str) -> Reference:
     lora = Lora(model, config, options, matrices)
     optimizers: list[torch.optim.Optimizer] = []
     hook = register_optimizer_step_post_hook(lambda optimizer, args, kwargs: optimizers.append(optimizer))
-    data, _ = sft.datasets(run.data, folder / name / "hf")
+    data, _ = build_datasets(run.data, "sft", folder / name / "hf")
     losses = train_with_transformers(Learning(lora), run, data)
     hook.remove()
     # First what decays, then norms.
@@ -145,7 +145,7 @@ def gradients(folder: Path) -> dict[str, dict[str, Tensor]]:
         model, config = tiny_hf_model(name)
         options = LoraOptions.of(run.train)
         lora = Lora(model, config, options, read_adapter_weights(folder / f"adapter-{name}"))
-        data, _ = sft.datasets(run.data, folder / name / "hf")
+        data, _ = build_datasets(run.data, "sft", folder / name / "hf")
         train_with_transformers(Learning(lora), run, data)
         found[name] = {key: parameter.grad.clone() for key, parameter in lora.parameters.items()}
     return found

@@ -238,7 +238,7 @@ def test_plan_tells_what_would_run_and_makes_nothing(here: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
     assert lines[0] == ["stage", "does", "why"] and ["train", "RUN", "new run"] in lines
-    assert done.stdout.splitlines()[-1] == "9 of 9 stages run, 0 are reused."
+    assert done.stdout.splitlines()[-1] == "10 of 10 stages run, 0 are reused."
     assert re.search(r"^stage +weights +gradients .*\n0 +[0-9.]+ ", done.stdout, re.MULTILINE)
     assert re.search(r"Training is estimated to take \d+\.\d GiB a process", done.stdout)
     assert listing(here.parent) == before

@@ -16,7 +16,7 @@ def test_the_page_of_a_run_that_was_killed_is_written_from_the_store(tmp_path: P
     page = store.run_dir("small") / "report.html"
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{page}\n", "")
     text = page.read_text()
-    assert "<title>small: lost</title>" in text and text.count("in the store") == 6
+    assert "<title>small: lost</title>" in text and text.count("in the store") == 7
     assert "Training and validation loss" in text
 
 

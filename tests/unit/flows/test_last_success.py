@@ -48,7 +48,7 @@ def test_new_rows_are_the_reason_even_with_the_time_of_the_old_ones(raw: dict[st
     os.utime(rows, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     found = asked(raw)
     assert found.is_due
-    assert found.why.startswith("changed since the run of 2026-11-24 07:00 UTC: train: data.dataset: other files, or")
+    assert found.why.startswith("changed since the run of 2026-11-24 07:00 UTC: prepare: data.dataset: other files, or")
     finish(checked_run(raw))
     assert not asked(raw).is_due
     rows.write_text(old)
@@ -68,17 +68,19 @@ def test_the_code_is_in_the_key_of_everything_but_what_is_fetched(raw: dict[str,
     raw["evaluate"]["python"] = str(VLLM_PYTHON)
     run = of_this_code(RunConfig.model_validate(raw))
     word = run.launch.again["convert"]
-    assert run.launch.again == {"convert": word, "evaluate_base": word} and word.startswith("code ")
+    assert run.launch.again == dict.fromkeys(("prepare", "convert", "evaluate_base"), word) and word.startswith("code ")
     assert of_this_code(RunConfig.model_validate(raw)) == run
     plain, coded = check_run(raw), check_run(run)
     assert all(one.key != other.key for one, other in zip(plain.stages, coded.stages, strict=True))
     finish(coded)
     assert not verdict(coded).is_due
-    other = run.launch.model_dump() | {"again": {"convert": "code 1", "evaluate_base": "code 1"}}
+    other = run.launch.model_dump() | {"again": dict.fromkeys(("prepare", "convert", "evaluate_base"), "code 1")}
     found = verdict(check_run(run.model_dump() | {"launch": other}))
-    assert found.is_due and "convert: launch.again: code 1" in found.why
+    assert found.is_due and "prepare: launch.again: code 1" in found.why
     record = last_success(Store("store"), "small")
-    assert record is not None and record.config["launch"]["again"] == {"convert": word, "evaluate_base": word}
+    assert record is not None and record.config["launch"]["again"] == dict.fromkeys(
+        ("prepare", "convert", "evaluate_base"), word
+    )
 
 
 def test_a_word_that_is_given_stays_beside_the_code(raw: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from mcore.backend.layout import Layout
 from mcore.backend.parallel import parallel_processes
 from mcore.bridge.convert import convert
 from mcore.bridge.export import export
+from mcore.data.prepare.build import build_datasets
 from mcore.errors import ConfigError
 from mcore.train.base import open_base
 from mcore.train.checkpoint import Position
@@ -55,7 +56,7 @@ def test_steps_leave_the_frozen_weights_as_they_are(tmp_path: Path, torch_dtype:
     (tmp_path / "run").mkdir()
     base = open_base(tmp_path / "base", run)
     with parallel_processes(Layout()):
-        data, validation = sft.datasets(run.data, base.hf)
+        data, validation = build_datasets(run.data, "sft", base.hf)
         schedule = Schedule.from_config(run.train, data)
         training = build_training(run.train, schedule, base, Layout(), has_weights=True)
         (module,) = training.modules
