@@ -32,6 +32,8 @@ MARK = "MCORE_FLOWS_TEST_MARK"
 FLOW_RUN = "PREFECT__FLOW_RUN_ID"
 """The one that a worker and `serve` give to each flow run."""
 COMMAND = Path(sys.executable).with_name("mcore-flows")
+BASE = frozenset({"prepare", "convert", "verify_convert"})
+"""The stages in front of training."""
 
 
 def result_of(process: subprocess.Popen) -> dict:
