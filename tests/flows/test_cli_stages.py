@@ -24,6 +24,7 @@ def names(folder):
     return {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.long
 def test_the_line_by_hand(here):
     # Training brings the conversion along; in one process here, the pipeline's own tests do it in two.
     slot = ["--set", "launch.device_slots=1", "--set", f"launch.device_locks={here}/locks"]

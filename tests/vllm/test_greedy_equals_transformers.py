@@ -128,7 +128,7 @@ def test_perplexity_equals_that_of_transformers(evaluation, reference, exported)
     for sample in samples:
         ids = torch.tensor(sample.token_ids)
         logprobs_SV = model(ids[None]).logits[0].double().log_softmax(-1)
-        wanted = torch.tensor(sample.loss_mask)[1:]
+        wanted = torch.tensor(sample.loss_mask)[1:] > 0
         loss -= logprobs_SV[:-1].gather(1, ids[1:, None])[wanted].sum().item()
         num_tokens += int(wanted.sum())
     folder, _ = evaluation

@@ -57,6 +57,7 @@ print(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 """
 
 
+@pytest.mark.long
 def test_deepseek_v3_is_planned_in_a_minute_and_two_gib(tmp_path):
     num_bytes = write_model(tmp_path / "hf", SHAPES["deepseek-v3"], sparse=True)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
