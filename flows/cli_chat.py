@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -70,14 +70,14 @@ def chat(
         chosen = model or next(iter(names), "")
         if chosen not in names:
             raise ConfigError("the server does not have it", [Problem("MODEL", f"one of {', '.join(names)}", chosen)])
-        running = nullcontext((address, key))
+        running: AbstractContextManager[tuple[str, str | None]] = nullcontext((address, key))
     else:
         if model is None:
             raise ConfigError("there is nobody to talk to", ["Name a MODEL, or a server with --url."])
         folder = _folder(model, store, name)
         command, chosen = _command(folder, base, torch_dtype, max_model_len, python)
         say(f"vLLM starts with {folder}")
-        running = served(command, start_s=start_s)  # type: ignore[assignment]
+        running = served(command, start_s=start_s)
     with running as (address, key):
         _talk(Conversation(address, chosen, key, system, max_tokens, temperature))
 
@@ -86,13 +86,14 @@ def _folder(model: str, store: Path, name: str | None) -> Path:
     """The folder that MODEL stands for."""
     if Path(model).is_dir():
         return Path(model)
-    if model in get_args(Alias):
+    alias = next((alias for alias in get_args(Alias) if alias == model), None)
+    if alias is not None:
         opened = Store(store)
         known = [name] if name is not None else models(opened)
         if len(known) != 1:
             expected = f"one of {', '.join(known)}" if known else "a model in the registry"
             raise ConfigError(f"it is not clear whose {model}", [Problem("--name", expected, "none")])
-        link = Registry(opened, known[0]).link(model)  # type: ignore[arg-type]
+        link = Registry(opened, known[0]).link(alias)
         if not link.exists():
             raise ConfigError("there is no such model", [Problem(f"{model} of {known[0]}", found="nothing")])
         return link

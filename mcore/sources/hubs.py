@@ -19,6 +19,7 @@ from typing import Any
 
 from mcore.errors import Problem, SourceError
 from mcore.progress import progress
+from mcore.sources.hub_errors import found_and_fix
 from mcore.sources.resolve import HUB_SOURCE
 
 PATTERNS = (
@@ -180,16 +181,6 @@ def _typed(source: str) -> Iterator[None]:
         yield
     except SourceError:
         raise
-    except Exception as exc:  # two clients with error trees of their own, over several network libraries
-        kind = type(exc).__name__
-        # A LocalEntryNotFoundError is what remains of a network error after a look into the cache.
-        if ("NotFound" in kind or "NotExist" in kind) and "Local" not in kind:
-            fix = "Check the spelling of organisation, name and revision."
-        elif "Gated" in kind or "Unauthorized" in kind:
-            fix = "Ask for access on the model's page, and log in to the hub."
-        else:
-            fix = "Check the network and the proxy, or fetch the model elsewhere and name its folder."
-        first_line = (str(exc).strip().splitlines() or [""])[0]
-        raise SourceError(
-            "the model can't be fetched", [Problem(source, found=f"{kind}: {first_line}", fix=fix)]
-        ) from exc
+    except Exception as exc:
+        found, fix = found_and_fix(exc, "model", "Check the spelling of organisation, name and revision.")
+        raise SourceError("the model can't be fetched", [Problem(source, found=found, fix=fix)]) from exc

@@ -21,9 +21,8 @@ from typing import Annotated
 
 import typer
 
-from configs.schema.load import RunFileError, load_run
 from mcore.child import run_as_child
-from mcore.errors import ConfigError, Problem
+from mcore.run_file import read_run
 from mcore.train.stop import stop_on_signals
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -39,12 +38,7 @@ def train(
     ] = None,
 ) -> None:
     """Train until the last step, resuming from the newest complete checkpoint in OUTPUT."""
-    try:
-        run = load_run(run_file)
-    except RunFileError as exc:
-        raise ConfigError(
-            f"{run_file} is no run", [Problem(place, found=what) for place, what in exc.problems]
-        ) from exc
+    run = read_run(run_file)
     with stop_on_signals() as stop:  # from here on, as the imports take seconds
         # Not at the top: every process that megatron-core forks or spawns would import torch again.
         from mcore.backend import parallel

@@ -108,6 +108,11 @@ def is_at_work(store: Store, name: str, stage: str) -> bool:
     return any(works(store.lease_folder(one.kind, one.key)) for one in found)
 
 
+def wait_for_stage(store: Store, name: str, stage: str) -> None:
+    """Wait until a stage of a run has a command at work."""
+    wait_until(lambda: is_at_work(store, name, stage), f"{stage} was not reached", 300)
+
+
 def ended_at(status: Mapping[str, Any]) -> tuple[str, str]:
     """How a run ended by its status, and at which stage; no stage if it went well."""
     words = {"failed", "killed", "cancelled", "stopped", "gate said no"}

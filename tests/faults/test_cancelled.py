@@ -15,7 +15,7 @@ import pytest
 
 from tests.faults import serve_pipeline
 from tests.faults.conftest import Undisturbed
-from tests.faults.disturbed import FLOW_RUN, Disturbed, ended_at, is_at_work, nothing_left, told, wait_until, whole
+from tests.faults.disturbed import FLOW_RUN, Disturbed, ended_at, nothing_left, told, wait_for_stage, wait_until, whole
 from tests.faults.server_runs import RUN, absolute, state_once_ended
 from tests.flows.prefect_server import PREFECT, Server, background, running_server
 from tests.flows.workspace import CHECKOUT, raw_run
@@ -52,8 +52,11 @@ class Workers:
         command = [sys.executable, serve_pipeline.__file__, name]
         environment = self.server.environment | {"PYTHONPATH": str(CHECKOUT)}
         self._stack.enter_context(background(command, self._folder / "serve.log", environment, self._folder))
-        known = lambda: any(found["name"] == name for found in self.server.filter("deployments"))  # noqa: E731
-        wait_until(known, "the pipeline is not served")
+
+        def is_known() -> bool:
+            return any(found["name"] == name for found in self.server.filter("deployments"))
+
+        wait_until(is_known, "the pipeline is not served")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,7 @@ def test_cancelled_in_every_stage(workers: Workers, workspace: Path, undisturbed
         deployment = "pipeline/served"
     for stage in EVALUATED:
         flow_run = server.start_run(run.run, deployment)
-        wait_until(lambda: is_at_work(run.store, name, stage), f"{stage} was not reached", 300)  # noqa: B023
+        wait_for_stage(run.store, name, stage)
         server.prefect("flow-run", "cancel", flow_run)
         assert state_once_ended(server, flow_run) == "Cancelled"
         nothing_left(flow_run, run.store, FLOW_RUN)
@@ -94,10 +97,10 @@ def test_cancelled_behind_a_worker_that_was_killed_and_replaced(
     server, name = workers.server, "worker-replaced"
     run = Disturbed(workspace, name, absolute(workspace, RUN, name), api_url=server.url)
     flow_run = server.start_run(run.run)
-    wait_until(lambda: is_at_work(run.store, name, "convert"), "convert was not reached", 300)
+    wait_for_stage(run.store, name, "convert")
     workers.kill_worker()
     workers.start_worker()
-    wait_until(lambda: is_at_work(run.store, name, "train"), "the run does not go on without its worker", 300)
+    wait_for_stage(run.store, name, "train")
     server.prefect("flow-run", "cancel", flow_run)
     assert state_once_ended(server, flow_run) == "Cancelled"
     nothing_left(flow_run, run.store, FLOW_RUN)
@@ -111,7 +114,7 @@ def test_workers_killed_in_every_stage(workers: Workers, workspace: Path, undist
     run = Disturbed(workspace, name, absolute(workspace, RUN, name), api_url=server.url)
     flow_run = server.start_run(run.run)
     for stage in STAGES:
-        wait_until(lambda: is_at_work(run.store, name, stage), f"{stage} was not reached", 300)  # noqa: B023
+        wait_for_stage(run.store, name, stage)
         with_flow = draw.random() < 0.5
         pid = told(run.store, name)["pid"]
         workers.kill_worker()

@@ -10,11 +10,10 @@ from typing import Annotated
 
 import typer
 
-from configs.schema.load import RunFileError, load_run
 from mcore.child import run_as_child
-from mcore.errors import ConfigError, Problem
 from mcore.folders import refuse_existing
 from mcore.progress import say
+from mcore.run_file import read_run
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -28,12 +27,7 @@ def prepare(
 ) -> None:
     """Tokenise, check, draw, split and report on the data of a run."""
     refuse_existing(output, overwrite=overwrite)
-    try:
-        run = load_run(run_file)
-    except RunFileError as exc:
-        raise ConfigError(
-            f"{run_file} is no run", [Problem(place, found=what) for place, what in exc.problems]
-        ) from exc
+    run = read_run(run_file)
     from mcore.data.prepare.build import prepare as prepare_data
     from mcore.data.prepare.report import in_words
 

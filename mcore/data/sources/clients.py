@@ -21,6 +21,7 @@ from mcore.data.sources.hub import FILES, INDEX_FILE
 from mcore.data.sources.names import HubDataset
 from mcore.data.sources.self_cognition import repository_subset
 from mcore.errors import DataError, Problem
+from mcore.sources.hub_errors import found_and_fix
 
 README = "README.md"
 MAX_TOLD = 500
@@ -131,13 +132,6 @@ def _typed(dataset: HubDataset) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except Exception as exc:  # two clients with error trees of their own, over several network libraries
-        kind = type(exc).__name__
-        if ("NotFound" in kind or "NotExist" in kind) and "Local" not in kind:
-            fix = "Check the spelling; data sets without hf: that are no file here are looked for on ModelScope."
-        elif "Gated" in kind or "Unauthorized" in kind:
-            fix = "Ask for access on the data set's page, and log in to the hub."
-        else:
-            fix = "Check the network and the proxy, or download the data elsewhere and name its folder."
-        first_line = (str(exc).strip().splitlines() or [""])[0]
-        raise _refused(dataset, "a data set of the hub", f"{kind}: {first_line}", fix) from exc
+    except Exception as exc:
+        spelling = "Check the spelling; data sets without hf: that are no file here are looked for on ModelScope."
+        raise _refused(dataset, "a data set of the hub", *found_and_fix(exc, "data set", spelling)) from exc
